@@ -65,7 +65,7 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 	l.svc.counters.finished.Add(int64(len(finished)))
 	now := l.svc.now()
 	for i := range finished {
-		finished[i].observe(l.svc.cfg.Durations.Decided, now)
+		finished[i].observeSinceDue(l.svc.cfg.Durations.Decided, now)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +143,7 @@ func (l *lane) noteFinished(seq int64) {
 		return
 	}
 	for i := range shipped {
-		shipped[i].observe(l.svc.cfg.Durations.Delivered, l.svc.now())
+		shipped[i].observeSinceDue(l.svc.cfg.Durations.Delivered, l.svc.now())
 	}
 	now := time.Now()
 	for i := range shipped {
@@ -178,7 +178,7 @@ func (f *finishedCampaign) took(now time.Time) time.Duration {
 	if f.began.IsZero() {
 		return 0
 	}
-	return max(now.Sub(later(f.began, time.Unix(f.Start, 0))), 0)
+	return max(now.Sub(laterTime(f.began, time.Unix(f.Start, 0))), 0)
 }
 
 func (f *finishedCampaign) attributes(lane int32, now time.Time) []any {
@@ -191,7 +191,7 @@ func (f *finishedCampaign) attributes(lane int32, now time.Time) []any {
 
 func unixTime(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }
 
-func later(a, b time.Time) time.Time {
+func laterTime(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}

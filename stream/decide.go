@@ -273,7 +273,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		l.version, l.approved = before.RowVersion+1, before.Approved
 	}
 	if l.due = dueAt(l.Start, m.time); l.replayed {
-		l.due = later(l.due, m.received)
+		l.due = laterTime(l.due, m.received)
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refuses ids that cannot be packed

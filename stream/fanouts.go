@@ -118,8 +118,8 @@ func (f *fanOut) addSample(now time.Time) {
 	f.pace = append(f.pace, paceSample{now, f.passed})
 }
 
-// rate returns the clients per second since the oldest sample.
-func (f *fanOut) rate(now time.Time) float64 {
+// clientsPerSecond returns the clients per second since the oldest sample.
+func (f *fanOut) clientsPerSecond(now time.Time) float64 {
 	if len(f.pace) == 0 {
 		return 0
 	}
@@ -135,7 +135,7 @@ func (f *fanOut) describe(lane int32, now time.Time) FanOut {
 	c := f.live
 	out := FanOut{
 		Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: lane, Start: c.Start, End: c.End, Version: c.version,
-		Audience: -1, Passed: -1, Notified: f.totals.notified, LeftOut: f.totals.already, Rate: f.rate(now),
+		Audience: -1, Passed: -1, Notified: f.totals.notified, LeftOut: f.totals.already, Rate: f.clientsPerSecond(now),
 	}
 	if n := c.audience.Load(); n != nil {
 		out.Audience = max(*n, f.totals.met())

@@ -54,6 +54,5 @@ func (c *counters) observeLatency(f *finishedCampaign, now time.Time) {
 	if f.sent == 0 || f.replayed || f.what != RecentFinished {
 		return
 	}
-	since := later(time.UnixMilli(f.sent), time.Unix(f.Start, 0))
-	c.latency[latencyBucket(now.Sub(since))].Add(1)
+	c.latency[latencyBucket(now.Sub(dueAt(f.Start, f.sent)))].Add(1)
 }

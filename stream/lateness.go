@@ -22,8 +22,8 @@ type Durations struct {
 	Shipped   Observer // from a step's commit in Postgres until its commit in Kafka
 }
 
-// observe records a duration, if somebody wants to know it.
-func observe(o Observer, d time.Duration) {
+// observeDuration records a duration, if somebody wants to know it.
+func observeDuration(o Observer, d time.Duration) {
 	if o != nil {
 		o.Observe(max(d, 0).Seconds())
 	}
@@ -165,7 +165,7 @@ func (t *lateness) noteDecided(seq, next int64) {
 func (t *lateness) noteShipped(seq int64, o Observer) {
 	now, n := time.Now(), 0
 	for ; n < len(t.decided) && t.decided[n].seq <= seq; n++ {
-		observe(o, now.Sub(t.decided[n].at))
+		observeDuration(o, now.Sub(t.decided[n].at))
 	}
 	t.decided = slices.Delete(t.decided, 0, n)
 }
@@ -180,22 +180,22 @@ func (t *lateness) endSession(oldest time.Time) {
 // holds are left out, and those whose start lies ahead.
 func (l *lane) oldestDueLocked() time.Time {
 	t := &l.late
-	oldest := earlier(t.before, t.fresh)
+	oldest := earlierTime(t.before, t.fresh)
 	for _, at := range t.built {
-		oldest = earlier(oldest, at)
+		oldest = earlierTime(oldest, at)
 	}
 	for _, f := range l.fanOuts {
 		if !f.live.lost.Load() {
-			oldest = earlier(oldest, f.live.due)
+			oldest = earlierTime(oldest, f.live.due)
 		}
 	}
 	for i := range l.unshipped {
 		if f := &l.unshipped[i]; f.totals.notified > 0 {
-			oldest = earlier(oldest, f.due)
+			oldest = earlierTime(oldest, f.due)
 		}
 	}
 	if l.starts != nil {
-		oldest = earlier(oldest, l.starts.oldestDue(l.svc.now().Unix()))
+		oldest = earlierTime(oldest, l.starts.oldestDue(l.svc.now().Unix()))
 	}
 	return oldest
 }
@@ -212,7 +212,7 @@ func (l *lane) noteBuilt(st *step) {
 	var oldest time.Time
 	for _, r := range st.rows {
 		if r.served && !r.rejoins {
-			oldest = earlier(oldest, r.due)
+			oldest = earlierTime(oldest, r.due)
 		}
 	}
 	l.mu.Lock()
@@ -244,14 +244,14 @@ func (a *startTimes) oldestDue(now int64) (oldest time.Time) {
 	}
 	for i := range a.queue {
 		if p := &a.queue[i]; p.start <= now && a.listed[p.key] == p.version {
-			oldest = earlier(oldest, dueAt(p.start, p.since))
+			oldest = earlierTime(oldest, dueAt(p.start, p.since))
 		}
 	}
 	return oldest
 }
 
-// earlier returns the earlier one of two moments; a zero one is none.
-func earlier(a, b time.Time) time.Time {
+// earlierTime returns the earlier one of two moments; a zero one is none.
+func earlierTime(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}
@@ -277,10 +277,10 @@ func (l *lane) noteRead(batch []message) {
 	l.late.input.noteRead(batch)
 }
 
-// observe records how long a finished campaign took until now, if it notified somebody
+// observeSinceDue records how long a finished campaign took until now, if it notified somebody
 // and its end did not cut it off.
-func (f *finishedCampaign) observe(o Observer, now time.Time) {
+func (f *finishedCampaign) observeSinceDue(o Observer, now time.Time) {
 	if f.what == RecentFinished && f.totals.notified > 0 && !f.due.IsZero() && !f.rejoins {
-		observe(o, now.Sub(f.due))
+		observeDuration(o, now.Sub(f.due))
 	}
 }

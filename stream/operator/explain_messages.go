@@ -21,7 +21,7 @@ func (g *gatherer) readLetters(ctx context.Context, t *topicSearch) error {
 		return err
 	}
 	for _, p := range partitions {
-		start, end, err := t.span(ctx, name, p)
+		start, end, err := t.committedRange(ctx, name, p)
 		if err != nil {
 			return err
 		}
@@ -87,7 +87,7 @@ func (g *gatherer) readMessages(ctx context.Context, t *topicSearch) error {
 	}
 	var unread, passed []explain.Message
 	for _, p := range partitions {
-		start, end, err := t.span(ctx, name, p)
+		start, end, err := t.committedRange(ctx, name, p)
 		if err != nil {
 			return err
 		}

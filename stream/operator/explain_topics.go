@@ -144,8 +144,8 @@ func (t *topicSearch) reader(name string, partition int32) *fetch.PartitionReade
 	return &fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: t.topics[name].ID, Partition: partition}
 }
 
-// span returns the first offset of a partition and the end of what is committed.
-func (t *topicSearch) span(ctx context.Context, name string, partition int32) (start, end int64, err error) {
+// committedRange returns the first offset of a partition and the end of what is committed.
+func (t *topicSearch) committedRange(ctx context.Context, name string, partition int32) (start, end int64, err error) {
 	first, err := fetch.ListOffset(ctx, name, partition, t.adm.ListStartOffsets)
 	if err != nil {
 		return 0, 0, err
@@ -233,7 +233,7 @@ func (g *gatherer) findRecord(ctx context.Context, t *topicSearch) error {
 // findKey looks in one partition for the record of a key that was decided in a second.
 func (t *topicSearch) findKey(ctx context.Context, partition int32, key string, decided time.Time) (*explain.Record, *explain.RecordSearch, error) {
 	name := t.cfg.Notifications
-	start, end, err := t.span(ctx, name, partition)
+	start, end, err := t.committedRange(ctx, name, partition)
 	if err != nil {
 		return nil, nil, err
 	}

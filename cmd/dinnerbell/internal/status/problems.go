@@ -183,7 +183,7 @@ func sourceProblems(r *Report, site Site) []Problem {
 	switch cdc.MirrorState(s.State) {
 	case cdc.StateConnecting:
 		cause, remedy := splitRemedy(s.LastError)
-		p := Problem{Part: "source", Level: LevelDown, What: sourceProblem + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + suffix(cause),
+		p := Problem{Part: "source", Level: LevelDown, What: sourceProblem + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + reasonSuffix(cause),
 			Mend: composeRemedy(remedy, "start Postgres at "+site.Source)}
 		if s.LastError == "" {
 			p.Level, p.What, p.Mend = LevelWork, "connecting to the source's Postgres at "+site.Source, "nothing to do: this takes a moment"
@@ -198,7 +198,7 @@ func sourceProblems(r *Report, site Site) []Problem {
 	case cdc.StateCatchingUp:
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("catching up with the changes of the subscriptions: %s behind; campaigns wait for it", bytesText(s.LagBytes)), Mend: "nothing to do: it goes on by itself"})
 	case cdc.StateWaiting:
-		list = append(list, Problem{Part: "source", Level: LevelDown, What: "the mirror of the subscriptions waits" + suffix(s.LastError),
+		list = append(list, Problem{Part: "source", Level: LevelDown, What: "the mirror of the subscriptions waits" + reasonSuffix(s.LastError),
 			Mend: "`SELECT slot_name, pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid` names the holder of the slot: end it, or wait"})
 	default:
 	}
@@ -259,7 +259,7 @@ func addUnreachedProblems(list []Problem, r *Report, site Site) []Problem {
 			return
 		}
 		cause, remedy := splitRemedy(err)
-		list = append(list, Problem{Part: part, Level: LevelDown, What: prefix + at + " does not answer; campaigns wait" + suffix(cause), Mend: composeRemedy(remedy, "start "+server+" at "+at)})
+		list = append(list, Problem{Part: part, Level: LevelDown, What: prefix + at + " does not answer; campaigns wait" + reasonSuffix(cause), Mend: composeRemedy(remedy, "start "+server+" at "+at)})
 	}
 	add("sink", sinkProblem, site.Sink, "Postgres", r.Unreached.Sink)
 	add("kafka", kafkaProblem, site.Brokers, "the broker", r.Unreached.Kafka)
@@ -312,11 +312,11 @@ func explainSinkError(text string, site Site) (what, mend string) {
 	cause, remedy := splitRemedy(text)
 	switch {
 	case strings.Contains(lower, "kafka") || strings.Contains(lower, "broker") || strings.Contains(lower, "consumer group") || containsAny(text, site.Brokers):
-		return kafkaProblem + site.Brokers + " does not answer as it should; campaigns wait" + suffix(cause), composeRemedy(remedy, "start the broker at "+site.Brokers)
+		return kafkaProblem + site.Brokers + " does not answer as it should; campaigns wait" + reasonSuffix(cause), composeRemedy(remedy, "start the broker at "+site.Brokers)
 	case strings.Contains(lower, "postgres") || strings.Contains(lower, "sqlstate") || strings.Contains(lower, "sink") || containsAny(text, site.Sink):
-		return sinkProblem + site.Sink + " does not answer as it should; campaigns wait" + suffix(cause), composeRemedy(remedy, "start Postgres at "+site.Sink)
+		return sinkProblem + site.Sink + " does not answer as it should; campaigns wait" + reasonSuffix(cause), composeRemedy(remedy, "start Postgres at "+site.Sink)
 	}
-	return "campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause"
+	return "campaigns wait" + reasonSuffix(text), "`dinnerbell doctor` names the cause"
 }
 
 // containsAny reports whether a text names one of the addresses.
@@ -344,7 +344,7 @@ func countCampaigns(n int64) string {
 	return terminal.Thousands(n) + " campaigns are"
 }
 
-func suffix(text string) string {
+func reasonSuffix(text string) string {
 	if text == "" {
 		return ""
 	}

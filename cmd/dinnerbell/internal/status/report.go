@@ -223,7 +223,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	r := Report{
 		Version: version,
 		Source: Source{
-			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: known(m.LagBytes), LagSeconds: knownSeconds(m.Lag), LagChanges: known(m.LagChanges), FreshAt: m.FreshAt.UTC(),
+			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: knownNumber(m.LagBytes), LagSeconds: knownSeconds(m.Lag), LagChanges: knownNumber(m.LagChanges), FreshAt: m.FreshAt.UTC(),
 			SlotWALStatus: m.SlotWALStatus, Subscriptions: m.Subscriptions, FreshnessMS: m.FreshnessMS,
 			LastError: oneLine(m.LastError), Work: newWorkReport(m.Work),
 		},
@@ -244,7 +244,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	}
 	r.Source.Failovers = m.Failovers
 	if m.SlotKnown {
-		r.Source.SlotHeldBytes, r.Source.SlotSafeBytes = known(m.SlotHeldBytes), known(m.SafeWALSize)
+		r.Source.SlotHeldBytes, r.Source.SlotSafeBytes = knownNumber(m.SlotHeldBytes), knownNumber(m.SafeWALSize)
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.setSnapshot(m.Snapshot)
@@ -252,7 +252,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	for _, l := range s.Lanes {
 		lane := Lane{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
-			LagMessages: known(l.LagMessages), LagSeconds: knownSeconds(l.Lag), OldestCampaignSeconds: roundToMilli(l.Oldest.Seconds()),
+			LagMessages: knownNumber(l.LagMessages), LagSeconds: knownSeconds(l.Lag), OldestCampaignSeconds: roundToMilli(l.Oldest.Seconds()),
 			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
 		}
 		if l.Halted != nil {
@@ -314,15 +314,15 @@ func (s *Source) setSnapshot(p tablecopy.Progress) {
 	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = roundToTenth(p.Rate), roundToTenth(p.Left.Seconds())
 }
 
-// known returns nil for a number that is not known, which is negative.
-func known(n int64) *int64 {
+// knownNumber returns nil for a number that is not known, which is negative.
+func knownNumber(n int64) *int64 {
 	if n < 0 {
 		return nil
 	}
 	return &n
 }
 
-// knownSeconds is known for a duration, in seconds.
+// knownSeconds is knownNumber for a duration, in seconds.
 func knownSeconds(d time.Duration) *float64 {
 	if d < 0 {
 		return nil
