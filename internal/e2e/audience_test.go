@@ -77,17 +77,23 @@ var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 // peakMemory returns the process's largest resident set, in bytes.
 func (d *deployment) peakMemory() int64 {
 	d.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.PID()))
+	peak, err := readHighWater(d.process.PID())
 	if err != nil {
 		d.Skipf("peak memory is read from /proc: %v", err)
 	}
+	return peak
+}
+
+// readHighWater returns the largest resident set of a running process, in bytes.
+func readHighWater(pid int) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
 	m := highWater.FindSubmatch(status)
 	if m == nil {
-		d.Fatalf("no VmHWM in %s", status)
+		return 0, fmt.Errorf("no VmHWM in %s", status)
 	}
 	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
-	if err != nil {
-		d.Fatal(err)
-	}
-	return kb << 10
+	return kb << 10, err
 }

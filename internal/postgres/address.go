@@ -47,7 +47,6 @@ func Parse(raw string) (*pgx.ConnConfig, error) {
 	if err := checkParsed(&o.Config, isURL); err != nil {
 		return nil, err
 	}
-	o.MaxProtocolMessageBodyLen = maxUnauthenticated
 	return o, nil
 }
 

@@ -13,33 +13,25 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-const (
-	// maxUnauthenticated bounds, in bytes, a message of a server that has not let
-	// us in yet: the driver allocates what a message claims to hold before it
-	// reads. The largest honest ones are tokens of Kerberos, of at most 64 KiB.
-	maxUnauthenticated = 256 << 10
-	// maxMessage is the largest message that the driver accepts by default and that
-	// Postgres can send.
-	maxMessage = 1 << 30
-)
-
 // Connect opens an ordinary connection.
 func Connect(ctx context.Context, o *pgx.ConnConfig) (*pgx.Conn, error) {
-	conn, err := pgx.ConnectConfig(ctx, o)
+	bounded := o.Copy()
+	boundStartup(&bounded.Config)
+	conn, err := pgx.ConnectConfig(ctx, bounded)
 	if err != nil {
 		return nil, explainConnect(&o.Config, err)
 	}
-	conn.PgConn().Frontend().SetMaxBodyLen(maxMessage)
 	return conn, nil
 }
 
 // ConnectWalsender opens a connection without pgx's type map, for replication.
 func ConnectWalsender(ctx context.Context, o *pgconn.Config) (*pgconn.PgConn, error) {
-	conn, err := pgconn.ConnectConfig(ctx, o)
+	bounded := o.Copy()
+	boundStartup(bounded)
+	conn, err := pgconn.ConnectConfig(ctx, bounded)
 	if err != nil {
 		return nil, explainConnect(o, err)
 	}
-	conn.Frontend().SetMaxBodyLen(maxMessage)
 	return conn, nil
 }
 

@@ -117,7 +117,7 @@ func TestMessageBeforeAuthenticationIsBounded(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	err := connectError(t, "postgres://u:x@"+at+"/de?sslmode=disable")
 	runtime.ReadMemStats(&after)
-	if _, ok := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err); !ok {
+	if !strings.Contains(err.Error(), "claims a message of 1073741720 bytes before it has let us in") {
 		t.Errorf("error %v", err)
 	}
 	if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"regexp"
 	"strings"
@@ -50,6 +51,8 @@ func AddFix(err error, o *pgconn.Config, key string) error {
 		fix = t.Fix
 	} else if t, ok := e.fromError(); ok {
 		fix = t.Fix
+	} else if e.isNoPostgres() {
+		fix = e.noPostgres().Fix
 	}
 	if fix == "" {
 		return err
@@ -178,6 +181,17 @@ func (e *connectTrouble) fromNetwork(ctx context.Context) Trouble {
 	if !strings.HasPrefix(e.o.Host, "/") && portprobe.SpeaksTLS(ctx, net.JoinHostPort(e.o.Host, fmt.Sprint(e.o.Port))) {
 		return Trouble{"no Postgres: the port speaks TLS from the first byte", "name Postgres' own port in " + e.key + ", or, if the port takes Postgres over TLS: sslmode=require&sslnegotiation=direct"}
 	}
+	return e.noPostgres()
+}
+
+// isNoPostgres reports whether something else than Postgres answered, or left without an
+// answer.
+func (e *connectTrouble) isNoPostgres() bool {
+	_, ok := errors.AsType[*notPostgresError](e.err)
+	return ok || errors.Is(e.err, io.ErrUnexpectedEOF)
+}
+
+func (e *connectTrouble) noPostgres() Trouble {
 	return Trouble{"no Postgres answered", "see what listens at host and port of " + e.key + ": a pooler, a proxy, another program?"}
 }
 
@@ -192,7 +206,7 @@ func (e *connectTrouble) fromError() (Trouble, bool) {
 	case errors.Is(e.err, syscall.ECONNREFUSED), errors.Is(e.err, syscall.ENOENT):
 		return Trouble{"nobody listens there", "start Postgres, or correct host and port in " + e.key + " (listen_addresses of the server, a firewall)"}, true
 	case errors.Is(e.err, context.DeadlineExceeded), timeout != nil && timeout.Timeout():
-		return Trouble{"no answer", "see whether the host is up and a firewall lets port " + fmt.Sprint(e.o.Port) + " through"}, true
+		return Trouble{"no answer", "see whether the host is up and a firewall lets port " + fmt.Sprint(e.o.Port) + " through (" + e.key + ")"}, true
 	case errors.Is(e.err, syscall.EHOSTUNREACH), errors.Is(e.err, syscall.ENETUNREACH):
 		return Trouble{"no route", "correct the host in " + e.key + ", or the network between"}, true
 	case strings.Contains(text, "read only connection"), strings.Contains(text, "standby"):

@@ -1,7 +1,9 @@
 package postgres
 
 import (
+	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -23,6 +25,9 @@ func TestAddFixNamesTheMendingCommand(t *testing.T) {
 		{"postgres://bell:x@h/de", &pgconn.PgError{Code: "42501"}, `GRANT CONNECT ON DATABASE "de" TO "bell"`},
 		{"postgres://bell:x@h/de", &pgconn.PgError{Code: "57P03"}, ""},
 		{"postgres://bell:x@h/de?sslmode=require", errors.New(refusedTLS), "set sslmode=disable in sink.url"},
+		{"postgres://bell:x@h/de", &notPostgresError{"HTTP"}, "see what listens at host and port of sink.url"},
+		{"postgres://bell:x@h/de", io.ErrUnexpectedEOF, "see what listens at host and port of sink.url"},
+		{"postgres://bell:x@h/de", context.DeadlineExceeded, "through (sink.url)"},
 		{"postgres://bell:x@h/de", errors.New("something else"), ""},
 	} {
 		o, err := Parse(tc.raw)

@@ -79,13 +79,19 @@ func readMetadata(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster
 		meta, err = readMetadataOneByOne(ctx, adm, cfg.allTopics())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read kafka metadata: %w", explainConnect(err))
+		return nil, metadataError(client, err)
 	}
 	c := &Cluster{ID: meta.Cluster, Topics: meta.Topics, brokers: meta.Brokers}
 	if len(meta.Brokers) > 0 {
 		c.Bootstrap = net.JoinHostPort(meta.Brokers[0].Host, strconv.Itoa(int(meta.Brokers[0].Port)))
 	}
 	return c, nil
+}
+
+// metadataError names the addresses, which an error about an answer does not.
+func metadataError(client *kgo.Client, err error) error {
+	brokers, _ := client.OptValue(kgo.SeedBrokers).([]string) // the option always has them
+	return fmt.Errorf("read kafka metadata from kafka.brokers (%s): %w", strings.Join(brokers, ", "), explainConnect(err))
 }
 
 // readMetadataOneByOne asks for each topic alone, so that the error of a topic that
@@ -161,7 +167,7 @@ func (c *Cluster) IDs(cfg Config) IDs {
 func ReadIDs(ctx context.Context, client *kgo.Client, cfg Config) (IDs, kadm.TopicDetails, error) {
 	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
 	if err != nil {
-		return IDs{}, nil, fmt.Errorf("read kafka metadata: %w", explainConnect(err))
+		return IDs{}, nil, metadataError(client, err)
 	}
 	for _, topic := range slices.Sorted(maps.Keys(meta.Topics)) {
 		if err := meta.Topics[topic].Err; err != nil {

@@ -136,11 +136,11 @@ func (p *PartitionReader) tryFetch(ctx context.Context, client *kgo.Client, at i
 		p.leaderID = leader
 		defer func() { p.leaderKnown = err == nil && part.ErrorCode == 0 }()
 	}
-	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, p.fetchRequest(at, wait))
+	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, partitionFetch{p.fetchRequest(at, wait)})
 	if err != nil {
 		return nil, err
 	}
-	resp, ok := kresp.(*kmsg.FetchResponse)
+	resp, ok := kresp.(*partitionResponse)
 	if !ok || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
 		return nil, errors.New("the broker's fetch response does not hold the partition")
 	}

@@ -160,7 +160,7 @@ func TestKafkaLogLevels(t *testing.T) {
 func TestAnswerBeforeAuthenticationIsBounded(t *testing.T) {
 	t.Parallel()
 	answer := func(size int) []byte {
-		return append(binary.BigEndian.AppendUint32(nil, uint32(size)), make([]byte, min(size, 300<<10))...)
+		return append(binary.BigEndian.AppendUint32(nil, uint32(size)), make([]byte, min(size, 2<<20))...)
 	}
 	for name, c := range map[string]struct {
 		answers int
@@ -169,7 +169,8 @@ func TestAnswerBeforeAuthenticationIsBounded(t *testing.T) {
 	}{
 		"large first":           {1, answer(99 << 20), "claims an answer of 103809024 bytes"},
 		"large third":           {3, slices.Concat(answer(10), answer(300), answer(300<<10)), "claims an answer of 307200 bytes"},
-		"large once accepted":   {2, slices.Concat(answer(10), answer(1000), answer(300<<10)), ""},
+		"larger once accepted":  {2, slices.Concat(answer(10), answer(1000), answer(300<<10)), ""},
+		"large once accepted":   {2, slices.Concat(answer(10), answer(1000), answer(2<<20)), "claims an answer of 2097152 bytes to a request for no records"},
 		"for the client to say": {1, []byte("HTTP/1.1 400 Bad Request"), ""},
 		"negative":              {1, []byte{0xff, 0xff, 0xff, 0xff, 1, 2, 3}, ""},
 	} {
