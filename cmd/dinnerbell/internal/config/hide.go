@@ -1,9 +1,13 @@
 package config
 
 import (
+	"encoding/base64"
+	"encoding/hex"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -16,13 +20,14 @@ const minHidden = 6
 
 // maxRemembered bounds how many secrets are remembered. A token that is new for each
 // connection would fill the memory otherwise.
-const maxRemembered = 256
+const maxRemembered = 64
 
 // revealedSecrets holds the secrets that were revealed: a server may repeat a
 // secret in an error.
 type revealedSecrets struct {
-	mu     sync.Mutex // guards what follows
-	values []string   // the one that was used last at the end, maxRemembered at most
+	mu     sync.Mutex          // guards what follows
+	values []string            // the one that was used last at the end, maxRemembered at most
+	forms  map[string][]string // of each value: encodeSecret
 }
 
 // addSecret records the secrets in a revealed value: the passwords in an address, else the
@@ -42,16 +47,47 @@ func (r *revealedSecrets) addSecret(key, value string) {
 			continue
 		}
 		r.values = slices.DeleteFunc(r.values, func(old string) bool { return old == s })
-		r.values = slices.Delete(r.values, 0, max(0, len(r.values)+1-maxRemembered))
+		for len(r.values) >= maxRemembered {
+			delete(r.forms, r.values[0])
+			r.values = r.values[1:]
+		}
 		r.values = append(r.values, s)
+		if r.forms == nil {
+			r.forms = map[string][]string{}
+		}
+		if _, known := r.forms[s]; !known {
+			r.forms[s] = encodeSecret(s)
+		}
 	}
 }
 
-// listSecrets returns the secrets, longest first: one may be a part of another.
+// encodeSecret returns a secret as it is and in the forms in which a server may repeat it:
+// of URLs, quoted, hexadecimal, and of Base64 alone or behind something else, such as a
+// user's name.
+func encodeSecret(s string) []string {
+	quoted := strconv.Quote(s)
+	forms := []string{s, url.QueryEscape(s), url.PathEscape(s), quoted[1 : len(quoted)-1], hex.EncodeToString([]byte(s)),
+		base64.StdEncoding.EncodeToString([]byte(s)), base64.RawURLEncoding.EncodeToString([]byte(s))}
+	for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		for before := range 3 { // the characters that s alone determines
+			text := e.EncodeToString(append(make([]byte, before), s...))
+			if middle := text[(before*8+5)/6 : (before+len(s))*8/6]; len(middle) >= minHidden {
+				forms = append(forms, middle)
+			}
+		}
+	}
+	slices.Sort(forms)
+	return slices.Compact(forms)
+}
+
+// listSecrets returns the secrets in all forms, longest first: one may be a part of another.
 func (r *revealedSecrets) listSecrets() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := slices.Clone(r.values)
+	var all []string
+	for _, s := range r.values {
+		all = append(all, r.forms[s]...)
+	}
 	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) })
 	return all
 }

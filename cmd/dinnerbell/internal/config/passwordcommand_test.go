@@ -68,6 +68,7 @@ func TestPasswordCommandFails(t *testing.T) {
 	t.Parallel()
 	for script, want := range map[string]string{
 		"echo hunter2; echo 'no credentials found' >&2; exit 3": "source.password_command: sh: exit status 3: no credentials found",
+		"echo hunter2; echo 'hunter2 has expired' >&2; exit 3":  "sh: exit status 3: [redacted] has expired",
 		"exit 1":                               "sh: exit status 1",
 		"true":                                 "sh prints no password",
 		"echo hunter2; echo more":              "sh prints more than one line",

@@ -79,7 +79,7 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 	case errors.Is(err, exec.ErrNotFound):
 		return "", fmt.Errorf("%s is not installed, or not in PATH", argv[0])
 	case err != nil && trouble.lastLine() != "":
-		return "", fmt.Errorf("%s: %w: %s", argv[0], err, trouble.lastLine())
+		return "", fmt.Errorf("%s: %w: %s", argv[0], err, hideOutput(trouble.lastLine(), out.kept))
 	case err != nil:
 		return "", fmt.Errorf("%s: %w", argv[0], err)
 	case out.overflown:
@@ -90,6 +90,17 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 		return "", fmt.Errorf("%s prints no %s", argv[0], noun)
 	}
 	return text, nil
+}
+
+// hideOutput removes the lines of a command's output from what the command says about its
+// failure: it may have printed the password before.
+func hideOutput(text string, output []byte) string {
+	for line := range strings.Lines(string(output)) {
+		if line = strings.TrimSpace(line); len(line) >= minHidden {
+			text = strings.ReplaceAll(text, line, redacted)
+		}
+	}
+	return text
 }
 
 // boundedBuffer keeps the first bytes that are written to it.

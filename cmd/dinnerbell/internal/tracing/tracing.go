@@ -45,6 +45,7 @@ type Tracer struct {
 // Open makes a tracer. It connects to nothing. The variables OTEL_EXPORTER_OTLP_HEADERS,
 // _TIMEOUT, _CERTIFICATE and the like, and OTEL_RESOURCE_ATTRIBUTES, are the SDK's.
 func Open(ctx context.Context, o Options) (*Tracer, error) {
+	redirectSDK(o.Logger)
 	at, err := url.Parse(o.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("read tracing.endpoint: %w", err)
