@@ -27,7 +27,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities fuzz
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,11 @@ test-slow: ## the tests that take a minute or more each
 test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat
 	TEST_LONG=1 go test -count=1 $(TESTFLAGS) -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
+
+test-secure: ## logins, certificates and rights on a secured Apache Kafka and Postgres: UPDATE=1 writes the table of docs/security.md
+	@scripts/install-tools.sh go java postgres
+	@scripts/kafka.sh install >/dev/null
+	UPDATE=$(UPDATE) TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 15m -run '^TestSecure$$' $(GOTESTFLAGS) ./internal/e2e
 
 test-docs: ## run every command block of the documents on real servers
 	@scripts/install-tools.sh go kcat psql jq

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -50,24 +49,6 @@ func makeCertificate(t *testing.T, dir string, end time.Time, alone bool) (cert,
 	return cert, key
 }
 
-// giveTo gives files to the owner of a folder.
-func giveTo(t *testing.T, folder string, files ...string) {
-	t.Helper()
-	info, err := os.Stat(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		t.Skip("no owners of files")
-	}
-	for _, file := range files {
-		if err := os.Chown(file, int(owner.Uid), int(owner.Gid)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 const accessRules = `local all postgres trust
 hostssl all encrypted 127.0.0.1/32 trust
 host all secret 127.0.0.1/32 scram-sha-256
@@ -86,7 +67,7 @@ func newStrictServer(t *testing.T) (server *testenv.Postgres, dir string) {
 	if err := os.WriteFile(rules, []byte(accessRules), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	giveTo(t, filepath.Join(dir, "postgres", "data"), cert, key)
+	envtest.GiveToOwner(t, filepath.Join(dir, "postgres", "data"), cert, key)
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +162,7 @@ func TestDoctorNamesWhyPostgresLetsNobodyIn(t *testing.T) {
 	replace := func(end time.Time, alone bool) {
 		t.Helper()
 		cert, key := makeCertificate(t, dir, end, alone)
-		giveTo(t, filepath.Join(dir, "postgres", "data"), cert, key)
+		envtest.GiveToOwner(t, filepath.Join(dir, "postgres", "data"), cert, key)
 		p.db.Exec(`SELECT pg_reload_conf()`)
 	}
 	replace(time.Now().Add(1000*time.Hour), true)

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 )
@@ -41,6 +42,37 @@ func ExplainCertificate(err error, now time.Time, n Names) (kind, fix string, ok
 		return "wrongly named certificate", fix + ", or give " + n.Server + " a certificate for " + wrong.Host, true
 	}
 	return "", "", false
+}
+
+// remoteAlert returns the text of the alert with which the other side has ended a TLS
+// connection; "" for every other error. Package tls has no exported type of it.
+func remoteAlert(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return strings.TrimPrefix(op.Err.Error(), "tls: ")
+	}
+	_, alert, _ := strings.Cut(err.Error(), "remote error: tls: ")
+	return alert
+}
+
+// ExplainClientCertificate tells apart why a server refused the certificate of a client,
+// or a client without one: kind in a few words, and what mends it. keys names the settings
+// of certificate and key, trust the server's setting of its authorities. ok is false for
+// every other error.
+//
+// A server sends an alert alone (RFC 8446, section 6.2), and servers differ in which one.
+func ExplainClientCertificate(err error, keys, trust string) (kind, fix string, ok bool) {
+	alert := remoteAlert(err)
+	if !strings.Contains(alert, "certificate") {
+		return "", "", false
+	}
+	fix = "set " + keys + " to a certificate, with its key, that has not ended and that an authority in " + trust + " has signed"
+	switch {
+	case strings.HasPrefix(alert, "expired certificate"):
+		return "expired client certificate", "renew the certificate of " + keys, true
+	case strings.HasPrefix(alert, "certificate required"):
+		return "missing client certificate", fix, true
+	}
+	return "missing or refused client certificate", fix, true
 }
 
 // certificateNames returns the names that a certificate is for.

@@ -169,6 +169,9 @@ func (e *connectTrouble) fromLimit(message string) Trouble {
 // fromTLS explains a failed handshake; false: it was another error.
 func (e *connectTrouble) fromTLS() (Trouble, bool) {
 	kind, fix, ok := portprobe.ExplainCertificate(e.err, time.Now(), portprobe.Names{Server: "the server", CA: "sslrootcert in " + e.key, Host: e.key})
+	if !ok {
+		kind, fix, ok = portprobe.ExplainClientCertificate(e.err, "sslcert and sslkey in "+e.key, "the server's ssl_ca_file")
+	}
 	return Trouble{kind, fix}, ok
 }
 

@@ -273,6 +273,7 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 			}
 			return nil
 		})
+		failed = a.cfg.Kafka.ExplainDenied(failed, a.client, "Read", o.Topic)
 	})
 	return failed
 }

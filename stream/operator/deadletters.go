@@ -145,7 +145,7 @@ func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn fu
 			}
 			return nil
 		}); err != nil {
-			return fmt.Errorf("read %s/%d: %w", name, p, err)
+			return fmt.Errorf("read %s/%d: %w", name, p, t.cfg.ExplainDenied(err, t.client, "Read", name))
 		}
 	}
 	return nil
@@ -207,7 +207,7 @@ func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, f
 			r := topic.RetryRecord(t.cfg.Campaigns, d.From, d.Key, d.Value, d.Headers)
 			sent, err := t.client.ProduceSync(ctx, r).First()
 			if err != nil {
-				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.DeadLetters, d.Partition, d.Offset, err)
+				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.DeadLetters, d.Partition, d.Offset, t.cfg.ExplainDenied(err, t.client, "Write", t.cfg.Campaigns))
 			}
 			out.SentTo = sent.Offset
 		}

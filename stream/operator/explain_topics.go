@@ -172,7 +172,7 @@ func (t *topicSearch) scan(ctx context.Context, name string, partition int32, fr
 	case errors.Is(err, errEnough):
 		return stopped, nil
 	case err != nil:
-		return stopped, fmt.Errorf("read %s/%d: %w", name, partition, err)
+		return stopped, fmt.Errorf("read %s/%d: %w", name, partition, t.cfg.ExplainDenied(err, t.client, "Read", name))
 	}
 	return max(stopped, to), nil
 }

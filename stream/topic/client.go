@@ -2,7 +2,6 @@ package topic
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/portprobe"
 	"dinnerbell/stream/record"
 )
 
@@ -134,11 +134,8 @@ func connectHint(err error) string {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return takesTLS
 	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "set kafka.tls.ca to the file of the authority that signed the brokers' certificates"
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "name the brokers in kafka.brokers as their certificates do, or set kafka.tls.server_name"
+	if _, fix, ok := explainCertificates(err); ok {
+		return fix
 	}
 	if _, fix := fromNetwork(err); fix != "" {
 		return fix
@@ -154,11 +151,18 @@ func connectHint(err error) string {
 		}
 		return "does the port want SASL? then set kafka.sasl.mechanism, username and password; else name another port in kafka.brokers"
 	}
-	switch {
-	case strings.Contains(text, "tls alert record"):
+	if strings.Contains(text, "tls alert record") {
 		return wantsTLS
-	case strings.Contains(text, "remote error: tls: certificate required"), strings.Contains(text, "remote error: tls: bad certificate"), strings.Contains(text, "remote error: tls: unknown certificate authority"):
-		return "the port wants a client certificate that it trusts: set kafka.tls.cert and kafka.tls.key"
 	}
 	return ""
+}
+
+// explainCertificates explains a certificate that was refused, the brokers' or the
+// client's; ok is false for every other error.
+func explainCertificates(err error) (kind, fix string, ok bool) {
+	names := portprobe.Names{Server: "the brokers", CA: "kafka.tls.ca", Host: "kafka.brokers", Verify: "kafka.tls.server_name"}
+	if kind, fix, ok = portprobe.ExplainCertificate(err, time.Now(), names); ok {
+		return kind, fix, true
+	}
+	return portprobe.ExplainClientCertificate(err, "kafka.tls.cert and kafka.tls.key", "the ssl.truststore of the port")
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/precondition"
@@ -84,6 +86,18 @@ func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error)
 	return precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + c.TransactionalID(lane),
 		Found: fmt.Sprintf("%s lacks the right Write: %v", c.Principal, err), Effect: "the lane cannot be taken over",
 		Fix: grantCommand(bootstrap, c.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.Group+"-")}
+}
+
+// ExplainDenied adds to an error with which the brokers refused a request about a topic
+// the right that it needs, and the command that grants it. It returns every other error
+// unchanged.
+func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic string) error {
+	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return err
+	}
+	seeds, _ := client.OptValue(kgo.SeedBrokers).([]string)
+	f := Facts{Config: c.WithDefaults(), Cluster: &Cluster{Bootstrap: strings.Join(seeds, ",")}}
+	return fmt.Errorf("%w: %s", err, f.missingRight("topic "+topic, operation, "", "--topic "+topic))
 }
 
 // checkInternalTopics requires as many brokers as the internal topics get replicas.

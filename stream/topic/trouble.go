@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -27,9 +26,8 @@ type connectTrouble struct {
 // to find out what the port speaks, without sending a secret.
 func (a *Access) explainRefusal(ctx context.Context, addr string, err error) connectTrouble {
 	t := connectTrouble{text: err.Error()}
-	names := portprobe.Names{Server: "the brokers", CA: "kafka.tls.ca", Host: "kafka.brokers", Verify: "kafka.tls.server_name"}
 	var ok bool
-	if t.kind, t.fix, ok = portprobe.ExplainCertificate(err, time.Now(), names); ok {
+	if t.kind, t.fix, ok = explainCertificates(err); ok {
 		return t
 	}
 	kind, fix := fromNetwork(err)

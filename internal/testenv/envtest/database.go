@@ -34,7 +34,7 @@ type DB struct {
 func Database(t testing.TB) *DB {
 	t.Helper()
 	server, name := servers.nextDatabase(t)
-	return newDatabase(t, server, name)
+	return NamedDatabase(t, server, name)
 }
 
 // DatabaseOn is Database on a server of the test, which is stopped after the
@@ -46,10 +46,11 @@ func DatabaseOn(t testing.TB, server *testenv.Postgres) *DB {
 			t.Errorf("stop postgres: %v", err)
 		}
 	})
-	return newDatabase(t, server, "test")
+	return NamedDatabase(t, server, "test")
 }
 
-func newDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
+// NamedDatabase is Database on a server that the test stops itself, later.
+func NamedDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
 	t.Helper()
 	db := &DB{Name: name, URL: server.URL(name), t: t}
 	execAdmin(t, server.URL(""), "CREATE DATABASE "+name)

@@ -22,3 +22,12 @@ func Slow(t testing.TB) {
 		t.Skip("takes a minute; run by `make test-slow`")
 	}
 }
+
+// Secure skips a test that needs an Apache Kafka with access control and a Postgres with
+// TLS of its own, unless TEST_SECURE=1 is set, as by `make test-secure`.
+func Secure(t testing.TB) {
+	t.Helper()
+	if os.Getenv("TEST_SECURE") != "1" {
+		t.Skip("starts secured servers; run by `make test-secure`")
+	}
+}
