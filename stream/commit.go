@@ -34,6 +34,7 @@ type committer struct {
 	starts    *startTimes
 	shipped   *shipProgress
 	corrected *correctedKeys
+	guarded   *guardedCampaigns
 	late      *lateWork // nil: late subscribers are not served
 	steps     <-chan *step
 	toShip    chan<- *inflightStep
@@ -279,7 +280,9 @@ func (c *committer) afterCommit(d *inflightStep) {
 		l.refused.Store(true)
 	}
 	c.lane.noteLeftOut(d.p, len(d.st.dead))
+	c.guarded.noteStep(d.st) // before the start times bring the campaigns back
 	c.starts.applyStep(c.lane.svc.now(), d.st)
+	c.starts.applyPostponed(c.lane.svc.now(), d.st)
 	c.late.applyStep(d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
@@ -26,6 +27,9 @@ func (st *step) isContested() bool {
 // commitContested commits a contested step, in as many tries as that takes.
 func (c *committer) commitContested(ctx context.Context, d *inflightStep) error {
 	for {
+		if d.st.postponeGuarded() {
+			d.st.seal(c.lane.svc.now().Unix())
+		}
 		err := c.tryContested(ctx, d)
 		if err == nil {
 			c.afterCommit(d)
@@ -86,13 +90,18 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
+	guarded, took := 0, time.Duration(0)
 	p.Segments = p.Segments[:0]
 	st.refused = st.refused[:0]
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
 			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), CountOwn: k.live.again || k.live.version > 1}
+			began := time.Now()
 			err := n.Write(ctx, k.clients)
+			if n.Guarded {
+				guarded, took = guarded+k.clients.Len(), took+time.Since(began)
+			}
 			c.lane.svc.counters.deliveredMisses.Add(n.Misses)
 			if err != nil {
 				return err
@@ -108,6 +117,9 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 		if clients.Len() > 0 {
 			p.Segments = append(p.Segments, record.Segment{Campaign: k.live.Campaign, Trigger: st.trigger, Clients: clients, Template: k.wire})
 		}
+	}
+	if guarded > 0 {
+		c.guarded.noteTime(guarded, took)
 	}
 	return nil
 }

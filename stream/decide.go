@@ -34,6 +34,7 @@ type decider struct {
 	claim     *takeover.Claim
 	delivered *deliveredCache
 	corrected *correctedKeys
+	guarded   *guardedCampaigns
 	late      *lateWork // nil: late subscribers are not served
 	arrivals  <-chan messageBatch
 	due       <-chan []*liveCampaign
@@ -56,7 +57,7 @@ type decider struct {
 }
 
 func newDecider(l *lane, cfg Config) *decider {
-	return &decider{lane: l, cfg: cfg, corrected: &correctedKeys{}, sched: newSchedule(), recent: newRecentMessages(l.svc.recentLimit)}
+	return &decider{lane: l, cfg: cfg, corrected: &correctedKeys{}, guarded: newGuardedCampaigns(), sched: newSchedule(), recent: newRecentMessages(l.svc.recentLimit)}
 }
 
 func (d *decider) run(ctx context.Context) error {
@@ -173,6 +174,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 			continue
 		}
 		d.noteRestaurant(l.restaurant, l.End)
+		d.guarded.guard(l)
 		d.sched.add(l)
 	}
 }

@@ -71,6 +71,9 @@ func (l *lane) noteFanOuts(st *step, now time.Time) {
 	for _, k := range st.lost {
 		l.dropLostLocked(k)
 	}
+	for _, p := range st.postponed {
+		l.dropLostLocked(p.key)
+	}
 	for k, r := range st.rows {
 		f := l.fanOuts[k]
 		if f != nil && (f.live != r.liveCampaign && (r.accept || r.served) || r.state != "" && r.state != sink.StatePending) {

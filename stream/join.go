@@ -85,6 +85,12 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		st.noteProgress(l, sink.StateFinished)
 		return 0, true, nil
 	}
+	guarded := l.guarded.Load()
+	if guarded {
+		if room = min(room, d.guardedRoom(st)); room <= 0 {
+			return 0, false, nil
+		}
+	}
 	if err := d.checkReached(scan); err != nil {
 		return 0, false, err
 	}
@@ -116,7 +122,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	}
 	clients = d.dropUnservable(st, clients, l)
 	if clients.Len() > 0 {
-		st.picks = append(st.picks, &clientPick{live: l, clients: clients})
+		st.picks = append(st.picks, &clientPick{live: l, clients: clients, guarded: guarded})
 	}
 	if done {
 		if l.cursor == "" && !l.rejoins { // the restaurant has no client

@@ -152,6 +152,9 @@ func (r *rejoinList) applyStep(st *step) {
 	for _, k := range st.lost {
 		delete(r.keys, k)
 	}
+	for _, p := range st.postponed {
+		delete(r.keys, p.key)
+	}
 	if len(r.keys) < before {
 		r.wakeLocked()
 	}

@@ -297,7 +297,7 @@ func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 	for k, r := range st.rows {
 		_, open := l.open[k]
 		switch {
-		case r.window != nil && r.window.of == l && r.started:
+		case r.window != nil && r.window.of == l && (r.started || r.postponed):
 			l.open[k] = r.version
 		case open && r.accept: // edited
 			delete(l.open, k)

@@ -52,6 +52,9 @@ type liveCampaign struct {
 	// contested: a client may have been notified of the campaign before, so its rows
 	// go by ON CONFLICT. Set by the decider and, after a conflict, by the committer.
 	contested atomic.Bool
+	// postponed: a step has given the campaign up, and it comes back as another
+	// liveCampaign. Set by the committer, together with lost.
+	postponed atomic.Bool
 	// lost: the campaign's row is not as this lane left it, so the lane decides
 	// nothing more of this version. Set by the committer.
 	lost atomic.Bool

@@ -31,6 +31,7 @@ type session struct {
 	toShip    chan *inflightStep   // commit → ship, in order
 	buffers   chan []byte          // commit → decide: of COPY data that is sent, to be filled again
 	corrected correctedKeys        // commit → decide
+	guarded   *guardedCampaigns    // commit → decide
 	late      *lateWork            // nil: late subscribers are not served
 	gate      *reachGate           // until it opens, nothing is joined; nil: it is open
 }
@@ -44,7 +45,7 @@ type shipProgress struct {
 
 func newSession(l *lane, c *takeover.Claim) *session {
 	s := &session{
-		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
+		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)}, guarded: newGuardedCampaigns(),
 		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
 		toShip:  make(chan *inflightStep, c.Config.Window+len(c.Pending)),
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
@@ -126,13 +127,14 @@ func (s *session) newReplayer() *replayer {
 func (s *session) newDecider() *decider {
 	d := newDecider(s.lane, s.lane.svc.cfg)
 	d.claim, d.delivered, d.corrected, d.late = s.claim, s.messages.delivered, &s.corrected, s.late
+	d.guarded = s.guarded
 	d.arrivals, d.due, d.steps, d.buffers = s.arrivals, s.due, s.steps, s.buffers
 	return d
 }
 
 func (s *session) newCommitter() *committer {
 	return &committer{
-		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected, late: s.late,
+		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected, guarded: s.guarded, late: s.late,
 		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
 		last: s.claim.Decided, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}

@@ -27,6 +27,7 @@ type campaignRow struct {
 	served      bool              // this step has moved its cursor
 	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
 	window      *replayWindow     // the replay that brought it
+	postponed   bool              // the step has accepted its message, and given its clients up
 	revives     int64             // milliseconds: the operator's cancel that the message ends; 0: none
 	hold        campaign.Hold     // with accept or repeats: what keeps the campaign from being delivered
 	heldAt      int64             // the same: when an operator cancelled it
@@ -61,6 +62,7 @@ type clientPick struct {
 	clients   *id.List
 	wire      *record.Template
 	contested bool // goes by ON CONFLICT instead of COPY
+	guarded   bool // was picked within the room for guarded campaigns
 	late      bool // clients who subscribed after the campaign was joined; the step's rows have no row of it
 
 	// Of the last try of the step's transaction: how many of the clients it notifies,
@@ -80,6 +82,7 @@ type step struct {
 	skipped    []skippedMessage // messages that notify nobody
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
+	postponed  []postponedCampaign
 	parked     []*liveCampaign  // campaigns whose audience exceeds the limit
 	maxima     []int64          // the limits that they exceed
 	paced      int              // clients that the step took from limits.notifications_per_second
@@ -194,7 +197,9 @@ func (st *step) holdsOther(m *message) bool {
 func (st *step) dropCampaign(l *liveCampaign) {
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool { return p.live == l })
 	maps.DeleteFunc(st.leftOut, func(k leftOut, _ []string) bool { return k.live == l })
-	st.lost = append(st.lost, l.Key())
+	if !l.postponed.Load() {
+		st.lost = append(st.lost, l.Key())
+	}
 }
 
 // dropLostCampaigns removes the campaigns that other steps have found lost, and
