@@ -279,12 +279,12 @@ func (c *committer) afterCommit(d *inflightStep) {
 	for _, l := range d.st.refused {
 		l.refused.Store(true)
 	}
-	c.lane.noteLeftOut(d.p, len(d.st.dead))
 	c.guarded.noteStep(d.st) // before the start times bring the campaigns back
 	c.starts.applyStep(c.lane.svc.now(), d.st)
 	c.starts.applyPostponed(c.lane.svc.now(), d.st)
 	c.late.applyStep(d.st)
 	c.lane.noteDecided(d.st, d.p)
+	c.lane.noteLeftOut(d.p, len(d.st.dead)) // the news of a refusal follow those of the acceptance
 	c.lane.noteReplayed(d.st, d.p)
 	if len(d.st.parked) > 0 {
 		failpoint.Hit("commit/parked")

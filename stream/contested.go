@@ -95,6 +95,15 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 	st.refused = st.refused[:0]
 	for _, k := range st.picks {
 		clients := k.clients
+		if why := st.whyRefused(k); why != "" { // a dead letter has the campaign already
+			k.notified = 0
+			st.noteRefused(k, why)
+			continue
+		}
+		if k.late && c.guarded.isRefused(k.live) { // the same
+			k.notified = 0
+			continue
+		}
 		if k.contested {
 			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), CountOwn: k.live.again || k.live.version > 1}
 			began := time.Now()
@@ -111,7 +120,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			k.notified, k.already, k.own = int64(written.Len()), n.Misses, n.Own
 			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
 			if n.Refused != "" {
-				st.noteRefused(k.live)
+				st.noteRefused(k, n.Refused)
 			}
 		}
 		if clients.Len() > 0 {
@@ -199,7 +208,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
 	r.hold, r.heldAt = campaign.NotHeld, 0
-	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, skippedClients{}, false
+	r.audience, r.looked, r.skipped, r.cutOff, r.refusal = nil, 0, skippedClients{}, false, ""
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())
@@ -215,7 +224,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
-			r.version, r.approved = there.RowVersion+1, there.Approved
+			r.version, r.approved = there.RowVersion+1, there.Approved && outcome != campaign.Revive
 		}
 		r.contested.Store(there != nil)
 		switch outcome {

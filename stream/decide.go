@@ -272,7 +272,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	}
 	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received, sent: m.time}
 	if before != nil {
-		l.version, l.approved = before.RowVersion+1, before.Approved
+		l.version, l.approved = before.RowVersion+1, before.Approved && outcome != campaign.Revive
 	}
 	if l.due = dueAt(l.Start, m.time); l.replayed {
 		l.due = laterTime(l.due, m.received)

@@ -25,6 +25,9 @@ const (
 	// takes twice the time halves the clients of the next ones, each that takes half of it
 	// doubles them.
 	guardedTime = 50 * time.Millisecond
+	// maxRefused bounds the refused campaigns that are remembered: one that is forgotten
+	// costs another dead letter at most.
+	maxRefused = 1024
 )
 
 // guardedCampaigns is what a session knows about the campaigns that the feedback table has
@@ -34,6 +37,7 @@ type guardedCampaigns struct {
 
 	mu       sync.Mutex
 	versions map[campaign.Key]int64 // of the campaigns that were postponed
+	refused  map[campaign.Key]int64 // of those that the table has refused lately, as late picks that were made before may still come
 }
 
 func newGuardedCampaigns() *guardedCampaigns {
@@ -61,6 +65,12 @@ func (g *guardedCampaigns) noteStep(st *step) {
 	for _, p := range st.postponed {
 		g.versions[p.key] = p.version
 	}
+	for _, l := range st.refused {
+		if g.refused == nil || len(g.refused) == maxRefused {
+			g.refused = map[campaign.Key]int64{}
+		}
+		g.refused[l.Key()] = l.version
+	}
 	if len(g.versions) == 0 {
 		return
 	}
@@ -82,6 +92,15 @@ func (g *guardedCampaigns) guard(l *liveCampaign) {
 		l.guarded.Store(true)
 		l.contested.Store(true)
 	}
+}
+
+// isRefused reports whether a committed step has found that the table takes no row of the
+// campaign.
+func (g *guardedCampaigns) isRefused(l *liveCampaign) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v, ok := g.refused[l.Key()]
+	return ok && v == l.version
 }
 
 // postponedCampaign is a campaign that a step has given up.

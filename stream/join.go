@@ -82,7 +82,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		return 0, true, nil
 	}
 	if l.refused.Load() {
-		st.noteProgress(l, sink.StateFinished)
+		st.noteProgress(l, sink.StateFinished).refusal = l.whyRefused()
 		return 0, true, nil
 	}
 	guarded := l.guarded.Load()
@@ -98,7 +98,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		if admitted, parked, err := d.admit(scan, l, limit); err != nil || !admitted {
 			if parked {
 				failpoint.Hit("decide/parked")
-				st.noteParked(l, limit)
+				st.noteParked(l, limit).audience = &l.counted
 			}
 			return 0, parked, err
 		}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -267,17 +268,22 @@ func (st *step) canPickLate(l *liveCampaign) bool {
 // row is new. Those without a new row compare nothing.
 func (st *step) lateRows() (rows []sink.LateRow) {
 	for _, p := range st.picks {
-		if !p.late || p.notified == 0 {
+		if !p.changesLate() {
 			continue
 		}
 		if n := len(rows); n > 0 && rows[n-1].Key == p.live.Key() { // seal has sorted them
 			rows[n-1].Clients += p.notified
+			rows[n-1].Refusal = cmp.Or(rows[n-1].Refusal, p.refusal)
 			continue
 		}
-		rows = append(rows, sink.LateRow{Key: p.live.Key(), Version: p.live.version, Clients: p.notified})
+		rows = append(rows, sink.LateRow{Key: p.live.Key(), Version: p.live.version, Clients: p.notified, Refusal: p.refusal})
 	}
 	return rows
 }
+
+// changesLate reports whether the pick is one of late subscribers that changes the row of
+// its campaign.
+func (p *clientPick) changesLate() bool { return p.late && (p.notified > 0 || p.refusal != "") }
 
 // lateNotified counts the step's late subscribers.
 func (st *step) lateNotified() (n int64) {
@@ -303,10 +309,10 @@ func (c *committer) dropStaleLate(ctx context.Context, st *step) error {
 	}
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool {
 		state := states[p.live.Key()]
-		if p.late && p.notified > 0 && state == sink.LateChanged {
+		if p.changesLate() && state == sink.LateChanged {
 			err = errLateChanged
 		}
-		return p.late && p.notified > 0 && state == sink.LateLost
+		return p.changesLate() && state == sink.LateLost
 	})
 	return err
 }

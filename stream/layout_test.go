@@ -26,6 +26,9 @@ var layout1 string
 //go:embed testdata/layout2.sql
 var layout2 string
 
+//go:embed testdata/layout3.sql
+var layout3 string
+
 // A deployment of layout 1 in the middle of everything: a step that is not shipped
 // (its payload is of version 1), a fan-out with its cursor, a campaign that waits
 // for its start, finished ones. setup brings its tables up, a daemon of the former
@@ -86,7 +89,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	})
 	w.db.Exec(`CREATE PUBLICATION everything FOR ALL TABLES`) // as change data capture has it
 	did, err := sink.Setup(t.Context(), w.cfg.Sink)
-	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 3") {
+	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 4") {
 		t.Fatalf("setup: %q, %v", did, err)
 	}
 	want := map[string][]string{"done": few, "undelivered": few, "live": few, "scheduled": few}
@@ -120,7 +123,7 @@ func TestSetupBringsEachLayoutUp(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)
 	fresh := w.columns()
-	for n, layout := range []string{layout1, layout2} {
+	for n, layout := range []string{layout1, layout2, layout3} {
 		w.db.Exec(`DROP SCHEMA dinnerbell CASCADE`)
 		w.db.Exec(layout)
 		if did, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout") {

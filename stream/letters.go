@@ -63,7 +63,8 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 		}
 		l.svc.log.write(skipRefused, 1, 0, attrs)
 		// The reason stays out: the table's own words may hold values of a row.
-		l.svc.recent.add(RecentCampaign{Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1, Reason: "the feedback table refuses its rows; see `dinnerbell dead-letters list`"})
+		l.svc.recent.add(RecentCampaign{Campaign: d.Campaign.Campaign, Restaurant: d.Campaign.Restaurant, Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1,
+			Reason: "the feedback table refuses its rows; see `dinnerbell campaigns` and `dinnerbell dead-letters list`"})
 	}
 }
 
@@ -99,11 +100,24 @@ func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message)
 
 // noteRefused records that the table takes no row of a campaign: this step finishes the
 // campaign. Steps that are built already drop it once this step is committed.
-func (st *step) noteRefused(l *liveCampaign) {
-	st.refused = append(st.refused, l)
-	if r := st.rows[l.Key()]; r != nil && r.liveCampaign == l { // else a late pick
-		r.state = sink.StateFinished
+func (st *step) noteRefused(k *clientPick, why string) {
+	why = record.BoundReason(why)
+	k.live.refusal.Store(&why)
+	st.refused, k.refusal = append(st.refused, k.live), why
+	if r := st.rows[k.live.Key()]; r != nil && r.liveCampaign == k.live { // else a late pick
+		r.state, r.refusal = sink.StateFinished, why
 	}
+}
+
+// whyRefused returns why the table takes no row of the pick's campaign, where another pick
+// of the step has met that; else "".
+func (st *step) whyRefused(k *clientPick) string {
+	for _, l := range st.refused {
+		if l.Key() == k.live.Key() && l.version == k.live.version {
+			return l.whyRefused()
+		}
+	}
+	return ""
 }
 
 // leaveOutClient records a client whose id does not fit the feedback table or a record.

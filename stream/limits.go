@@ -143,9 +143,9 @@ const (
 )
 
 // admit counts the audience of a campaign that is joined from the start for the first
-// time or as an edit, up to one more
-// than the limit. admitted is set once it is within the limit, or an operator has
-// approved it; parked, if it exceeds the limit. With neither, the next turn counts on.
+// time or as an edit. admitted is set once it is within the limit, or an operator has
+// approved it; parked, if it exceeds the limit. With neither, the next turn counts on. It
+// counts all, so that the operator who decides knows the number.
 func (d *decider) admit(scan *state.Scan, l *liveCampaign, limit int64) (admitted, parked bool, err error) {
 	if l.approved || l.cursor != "" || l.rejoins {
 		l.admitted = true
@@ -153,13 +153,12 @@ func (d *decider) admit(scan *state.Scan, l *liveCampaign, limit int64) (admitte
 	}
 	for left := admitTurn; left > 0; left -= admitScan {
 		d.counted.Reset()
-		n := min(admitScan, int(min(limit+1-l.counted, admitScan)))
 		var done bool
-		if l.countedTo, done, err = scan.Undelivered(&d.counted, "", l.restaurant, l.countedTo, n); err != nil {
+		if l.countedTo, done, err = scan.Undelivered(&d.counted, "", l.restaurant, l.countedTo, admitScan); err != nil {
 			return false, false, err
 		}
 		switch l.counted += int64(d.counted.Len()); {
-		case l.counted > limit:
+		case done && l.counted > limit:
 			return false, true, nil
 		case done:
 			l.admitted = true
@@ -178,9 +177,9 @@ func (l *lane) noteParked(st *step) {
 		}
 		l.svc.counters.parked.Add(1)
 		l.svc.heldChanged.Store(true)
-		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: -1})
+		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: c.counted})
 		l.svc.cfg.Logger.Warn("campaign is parked: its audience is larger than limits.max_audience; nobody is notified until an operator approves it", "lane", l.id, "campaign", c.ID, "restaurant", c.RestaurantID,
-			"max_audience", st.maxima[i], "to_mend", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
+			"audience", c.counted, "max_audience", st.maxima[i], "to_mend", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -229,6 +230,15 @@ func TestMaxAudience(t *testing.T) {
 	if n := len(lines.with("level=WARN", "campaign is parked", "campaign=c", `dinnerbell approve`)); n != 1 {
 		t.Errorf("%d lines name the parked campaign", n)
 	}
+	if n := len(lines.with("level=WARN", "campaign is parked", "campaign=c", "audience=5000")); n != 1 {
+		t.Errorf("%d lines have the audience of the parked campaign", n)
+	}
+	for id, audience := range map[string]int64{"c": 5000, "o": 1001} {
+		w.wantCounts(id, map[string]string{"c": "large", "o": "over"}[id], storedCounts{State: "parked", Audience: audience})
+		if i := slices.IndexFunc(svc.Status().Recent, func(r RecentCampaign) bool { return r.Campaign == id }); svc.Status().Recent[i].Audience != audience {
+			t.Errorf("recent: %+v", svc.Status().Recent[i])
+		}
+	}
 	w.produce(0, encodeCampaign(c))
 	w.awaitOffset(0, 4)
 	if got := w.replayAll(svc, ReplayRequest{}); got.Held != 2 || got.Notified != 0 {
@@ -261,4 +271,41 @@ func TestMaxAudience(t *testing.T) {
 	w.operate(operator.Cancel, "o", "", 1)
 	parked(0)
 	w.expect(want)
+}
+
+// A cancel takes an approval back: other content that revives the campaign is counted and
+// parked again, until it is approved itself.
+func TestCancelTakesTheApprovalBack(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 20)
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
+	w.cfg.Limits.MaxAudience = 10
+	svc, _ := w.start()
+	c := w.campaign("c", "r1")
+	parked := func() {
+		t.Helper()
+		envtest.Until(t, patience, func() error {
+			if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'c' AND state = 'parked' AND audience = 20 AND NOT approved`); n != 1 {
+				return fmt.Errorf("the campaign is not parked: %+v", svc.Status().Recent)
+			}
+			return nil
+		})
+	}
+	w.produce(0, encodeCampaign(c))
+	parked()
+	w.operate(operator.Approve, "c", "", 1)
+	w.expect(map[string][]string{"c": all})
+	w.operate(operator.Cancel, "c", "", 1)
+	w.db.Exec(`DELETE FROM subscribers_feedback`) // so that somebody is left to be notified
+	w.db.Exec(`UPDATE dinnerbell.campaign SET notified = 0`)
+	c.Content = "revived"
+	w.produceAt(0, time.Now().Add(time.Second), encodeCampaign(c))
+	parked()
+	w.operate(operator.Approve, "c", "", 1)
+	envtest.Until(t, patience, func() error {
+		if n := w.have("c"); n != 20 {
+			return fmt.Errorf("%d clients have it", n)
+		}
+		return nil
+	})
 }

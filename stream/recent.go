@@ -28,7 +28,7 @@ const (
 // RecentCampaign is a campaign or a message that this service has handled lately. It
 // names no client.
 type RecentCampaign struct {
-	Campaign   string // empty: of a refused message it is not known
+	Campaign   string // empty: of a refused message it is not known; of a campaign that the feedback table refuses it is
 	Restaurant string
 	Title      string // the beginning of its content; empty: not known
 	Lane       int32
@@ -88,7 +88,7 @@ func (r *recentCampaigns) add(news ...RecentCampaign) {
 // indexOpen returns the place where the news' campaign is listed as open; -1 where
 // it is not, or where the news are of a message that does nothing.
 func (r *recentCampaigns) indexOpen(n *RecentCampaign) int {
-	if n.What == RecentSuperseded || n.What == RecentRefused || n.What == RecentExpired {
+	if n.What == RecentSuperseded || n.What == RecentRefused && n.Campaign == "" || n.What == RecentExpired {
 		return -1
 	}
 	for i := len(r.list) - 1; i >= 0; i-- {

@@ -48,6 +48,7 @@ type liveCampaign struct {
 	// written behind savepoints. refused: it takes no row of the campaign. The
 	// committer sets both.
 	guarded, refused atomic.Bool
+	refusal          atomic.Pointer[string] // why; set before refused
 
 	// contested: a client may have been notified of the campaign before, so its rows
 	// go by ON CONFLICT. Set by the decider and, after a conflict, by the committer.
@@ -231,6 +232,14 @@ func (l *liveCampaign) stateOnTheWay() string {
 		return sink.StateRejoin
 	}
 	return sink.StatePending
+}
+
+// whyRefused returns why the feedback table takes no row of the campaign.
+func (l *liveCampaign) whyRefused() string {
+	if why := l.refusal.Load(); why != nil {
+		return *why
+	}
+	return ""
 }
 
 // packRestaurant sets the packed id of the restaurant.

@@ -38,6 +38,7 @@ type campaignRow struct {
 	looked   int64          // clients at whom the step has looked
 	skipped  skippedClients // whom the delivered cache has left out of this step
 	cutOff   bool           // finished by the campaign's end, before everybody was looked at
+	refusal  string         // why the feedback table takes no row of the campaign; "": it does
 
 	// Clients whom the step notifies, and whom it leaves out because they have the
 	// campaign from elsewhere, or from the campaign itself. Set by storeRow.
@@ -68,6 +69,7 @@ type clientPick struct {
 	// Of the last try of the step's transaction: how many of the clients it notifies,
 	// and how many have a row already, of which the campaign itself has written own.
 	notified, already, own int64
+	refusal                string // why the table takes no row of the campaign; "": it does
 }
 
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
@@ -83,10 +85,10 @@ type step struct {
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
 	postponed  []postponedCampaign
-	parked     []*liveCampaign  // campaigns whose audience exceeds the limit
-	maxima     []int64          // the limits that they exceed
-	paced      int              // clients that the step took from limits.notifications_per_second
-	revives    bool             // a row of the step revives a campaign that an operator cancelled
+	parked     []*liveCampaign // campaigns whose audience exceeds the limit
+	maxima     []int64         // the limits that they exceed
+	paced      int             // clients that the step took from limits.notifications_per_second
+	revives    bool            // a row of the step revives a campaign that an operator cancelled
 
 	view      int64  // number of the view that its clients are from; 0: none, or late subscribers are off
 	sourceLSN id.LSN // changes of the subscriptions up to here are handled with this step; 0: does not move
@@ -168,10 +170,10 @@ func (st *step) noteProgress(l *liveCampaign, to string) *campaignRow {
 	return r
 }
 
-// noteParked records that a campaign waits for an operator.
-func (st *step) noteParked(l *liveCampaign, limit int64) {
-	st.noteProgress(l, sink.StateParked)
+// noteParked records that a campaign waits for an operator, and returns its row.
+func (st *step) noteParked(l *liveCampaign, limit int64) *campaignRow {
 	st.parked, st.maxima = append(st.parked, l), append(st.maxima, limit)
+	return st.noteProgress(l, sink.StateParked)
 }
 
 // canAccept reports whether the step can accept the message. A step that serves a
@@ -232,6 +234,9 @@ func (st *step) seal(now int64) {
 		}
 		r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
 		r.state, r.cutOff = sink.StateFinished, p.live.End <= now
+		if !r.cutOff {
+			r.refusal = p.live.whyRefused()
+		}
 		return true
 	})
 	// In the order of the unique index: two lanes with the same campaign ids lock
@@ -247,7 +252,7 @@ func (st *step) seal(now int64) {
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		p.notified, p.already, p.own = int64(p.clients.Len()), 0, 0
+		p.notified, p.already, p.own, p.refusal = int64(p.clients.Len()), 0, 0, ""
 		if p.contested = p.live.contested.Load() || len(st.table.Triggers) > 0; !p.contested {
 			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
@@ -379,5 +384,5 @@ func (r *campaignRow) storeRow(picks []*clientPick) sink.CampaignRow {
 		}
 	}
 	return sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
-		Audience: r.audience, Notified: r.notified, Already: r.already, CutOff: r.cutOff}
+		Audience: r.audience, Notified: r.notified, Already: r.already, CutOff: r.cutOff, Refusal: r.refusal}
 }

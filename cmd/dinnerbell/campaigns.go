@@ -15,6 +15,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/explain"
 	"dinnerbell/stream/operator"
 	"dinnerbell/stream/sink"
 )
@@ -23,7 +24,7 @@ import (
 type campaignsCmd struct {
 	Live       bool    `help:"Campaigns under way: waiting, live, paused, parked."`
 	Scheduled  bool    `help:"Campaigns whose start lies ahead."`
-	Done       bool    `help:"Campaigns that are over: finished, ended, expired, cancelled."`
+	Done       bool    `help:"Campaigns that are over: finished, refused, ended, expired, cancelled."`
 	Restaurant exactID `placeholder:"ID" help:"Campaigns of this restaurant alone."`
 	Limit      int     `default:"50" help:"List at most so many; 0: all."`
 	JSON       bool    `help:"One JSON object a line."`
@@ -55,12 +56,14 @@ type campaignItem struct {
 	Notified   int64      `json:"notified"`
 	LeftOut    int64      `json:"left_out"` // clients who had the campaign already, from another restaurant or another job
 	// Rate is in subscribers a second: lately of one under way, on average of a finished
-	// one.
+	// one that was looked at once.
 	Rate         float64 `json:"rate,omitempty"`
 	SecondsLeft  float64 `json:"seconds_left,omitempty"` // at that rate
 	Feedback     *int64  `json:"feedback,omitempty"`     // rows with feedback
 	FeedbackNote string  `json:"feedback_note,omitempty"`
 	Operator     string  `json:"operator,omitempty"` // the last command of an operator, and who gave it
+	Refusal      string  `json:"refusal,omitempty"`  // why the feedback table takes no row of a refused one
+	Next         string  `json:"next,omitempty"`     // the command that lets a parked, paused or refused one go out
 }
 
 // Run lists the campaigns of the sink, and asks the running daemon about those that it
@@ -131,7 +134,7 @@ func (c *campaignsCmd) writeList(out io.Writer, list *operator.CampaignListing, 
 	lines := json.NewEncoder(out)
 	for i := range list.Campaigns {
 		found := &list.Campaigns[i]
-		item := newCampaignItem(found, fanOuts[fanOutKey{found.Key, found.Version}])
+		item := newCampaignItem(found, fanOuts[fanOutKey{found.Key, found.Version}], list.Now)
 		if c.JSON {
 			if err := lines.Encode(&item); err != nil {
 				return err
@@ -152,12 +155,13 @@ func (c *campaignsCmd) writeList(out io.Writer, list *operator.CampaignListing, 
 
 // newCampaignItem describes a campaign. of is its fan-out in the running daemon; its
 // Campaign is empty where the daemon has none.
-func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut) campaignItem {
+func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut, now time.Time) campaignItem {
 	item := campaignItem{
 		Campaign: c.Key.Campaign, Restaurant: c.Key.Restaurant, Lane: c.Lane, State: c.Phase,
 		Start: time.Unix(c.Start, 0).UTC(), End: time.Unix(c.End, 0).UTC(), Accepted: c.Accepted.UTC(), Started: utc(c.Started), Finished: utc(c.Finished),
-		Notified: c.Notified, LeftOut: c.Already, FeedbackNote: c.FeedbackNote, Operator: c.Operator,
+		Notified: c.Notified, LeftOut: c.Already, FeedbackNote: c.FeedbackNote, Operator: c.Operator, Refusal: c.Refusal,
 	}
+	item.Next = nextCommand(c, now)
 	if c.Feedback >= 0 {
 		item.Feedback = &c.Feedback
 	}
@@ -169,19 +173,53 @@ func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut) campaignItem 
 		return item
 	}
 	item.Audience = &c.Audience
-	if item.State == sink.PhaseScheduled || item.State == sink.PhaseWaiting || c.Audience == 0 {
+	if item.State == sink.PhaseScheduled || item.State == sink.PhaseWaiting || item.State == sink.PhaseParked || c.Audience == 0 {
 		return item
 	}
 	item.setPosition(float64(c.Notified+c.Already) / float64(c.Audience)) // an estimate, without a daemon
 	if item.State == sink.PhaseFinished {
 		item.setPosition(1)
 	}
-	if c.Started != nil && c.Finished != nil && item.State == sink.PhaseFinished {
+	if c.Once && c.Started != nil && c.Finished != nil && item.State == sink.PhaseFinished {
 		if took := c.Finished.Sub(*c.Started).Seconds(); took > 0 {
 			item.Rate = math.Round(float64(c.Audience)/took*10) / 10
 		}
 	}
 	return item
+}
+
+// nextCommand returns the command that lets a campaign go out; "" if it needs none, or is
+// over.
+func nextCommand(c *operator.ListedCampaign, now time.Time) string {
+	to := " " + explain.QuoteArgument(c.Key.Campaign) + " --restaurant " + explain.QuoteArgument(c.Key.Restaurant)
+	switch {
+	case c.End <= now.Unix():
+	case c.Phase == sink.PhaseParked:
+		return "dinnerbell approve" + to
+	case c.Phase == sink.PhasePaused:
+		return "dinnerbell resume" + to
+	case c.Phase == sink.PhaseRefused:
+		return explain.ReplayHint(c.Sent)
+	}
+	return ""
+}
+
+// note says why a campaign does not go out, and the command that lets it; "" if it does.
+func (item *campaignItem) note() string {
+	text := ""
+	switch {
+	case item.State == sink.PhaseRefused:
+		text = item.Refusal
+		if item.Next != "" {
+			text += "; once the table takes its rows: "
+		}
+	case item.Next == "":
+	case item.State == sink.PhaseParked && item.Audience != nil:
+		text = "its audience of " + terminal.Thousands(*item.Audience) + " exceeds limits.max_audience: "
+	case item.State == sink.PhaseParked:
+		text = "its audience exceeds limits.max_audience: "
+	}
+	return text + item.Next
 }
 
 func (item *campaignItem) addFanOut(f *stream.FanOut) {
@@ -231,6 +269,9 @@ func (item *campaignItem) write(out io.Writer, now time.Time) error {
 	}
 	_, err := fmt.Fprintf(out, campaignLines, terminal.Escape(item.Campaign), item.State, at, terminal.Thousands(item.Notified), terminal.Thousands(item.LeftOut), feedback,
 		"  "+terminal.Escape(item.Restaurant), windowText(item.Start, item.End, now), rate, left)
+	if note := item.note(); err == nil && note != "" {
+		_, err = fmt.Fprintf(out, "  %s\n", terminal.Escape(note))
+	}
 	if err == nil && item.Operator != "" {
 		_, err = fmt.Fprintf(out, "  %s\n", terminal.Escape(item.Operator))
 	}

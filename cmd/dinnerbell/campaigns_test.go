@@ -122,13 +122,16 @@ func TestCampaignItems(t *testing.T) {
 		"not counted yet":     {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: -1, Version: 1}, stream.FanOut{Campaign: "c", Audience: -1, Passed: -1, Rate: 100}, "- - 100 0"},
 		"without a daemon":    {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: 200, Version: 1, Notified: 30, Already: 20}, stream.FanOut{}, "25 200 0 0"},
 		"edited":              {sink.ListedCampaign{Phase: sink.PhaseEnded, Audience: 200, Version: 2, Notified: 30, Already: 20}, stream.FanOut{}, "25 200 0 0"},
-		"finished":            {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 1, Notified: 600, Started: &half, Finished: &minute}, stream.FanOut{}, "100 600 10 0"},
+		"finished":            {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 1, Notified: 600, Started: &half, Finished: &minute, Once: true}, stream.FanOut{}, "100 600 10 0"},
+		"finished again":      {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 2, Notified: 600, Started: &half, Finished: &minute}, stream.FanOut{}, "100 600 0 0"},
 		"some cannot be sent": {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 1, Notified: 590}, stream.FanOut{}, "100 600 0 0"},
 		"nobody":              {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 0, Version: 1}, stream.FanOut{}, "- 0 0 0"},
+		"parked":              {sink.ListedCampaign{Phase: sink.PhaseParked, Audience: 5000, Version: 1}, stream.FanOut{}, "- 5000 0 0"},
+		"refused":             {sink.ListedCampaign{Phase: sink.PhaseRefused, Audience: -1, Version: 1, Started: &half, Finished: &minute}, stream.FanOut{}, "- - 0 0"},
 		"scheduled":           {sink.ListedCampaign{Phase: sink.PhaseScheduled, Audience: -1, Version: 1}, stream.FanOut{}, "- - 0 0"},
 	} {
 		tc.Key = campaign.Key{Campaign: "c"}
-		item := newCampaignItem(&operator.ListedCampaign{ListedCampaign: tc.ListedCampaign, Feedback: -1}, tc.of)
+		item := newCampaignItem(&operator.ListedCampaign{ListedCampaign: tc.ListedCampaign, Feedback: -1}, tc.of, minute)
 		position, audience := "-", "-"
 		if item.Position != nil {
 			position = fmt.Sprint(*item.Position)
@@ -138,6 +141,29 @@ func TestCampaignItems(t *testing.T) {
 		}
 		if got := fmt.Sprintf("%s %s %v %v", position, audience, item.Rate, item.SecondsLeft); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+// A campaign that does not go out says why, and with which command it does.
+func TestCampaignNotes(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(5000, 0)
+	for name, tc := range map[string]struct {
+		sink.ListedCampaign
+		next, note string
+	}{
+		"parked":          {sink.ListedCampaign{Phase: sink.PhaseParked, Audience: 1234567, End: 6000}, "dinnerbell approve 'lunch time' --restaurant r", "its audience of 1,234,567 exceeds limits.max_audience: dinnerbell approve 'lunch time' --restaurant r"},
+		"not counted":     {sink.ListedCampaign{Phase: sink.PhaseParked, Audience: -1, End: 6000}, "dinnerbell approve 'lunch time' --restaurant r", "its audience exceeds limits.max_audience: dinnerbell approve 'lunch time' --restaurant r"},
+		"paused":          {sink.ListedCampaign{Phase: sink.PhasePaused, Audience: -1, End: 6000}, "dinnerbell resume 'lunch time' --restaurant r", "dinnerbell resume 'lunch time' --restaurant r"},
+		"refused":         {sink.ListedCampaign{Phase: sink.PhaseRefused, Audience: -1, End: 6000, Refusal: "no", Sent: time.Unix(4000, 0)}, "dinnerbell replay --from 1970-01-01T01:06:40Z", "no; once the table takes its rows: dinnerbell replay --from 1970-01-01T01:06:40Z"},
+		"refused, over":   {sink.ListedCampaign{Phase: sink.PhaseRefused, Audience: -1, End: 5000, Refusal: "no"}, "", "no"},
+		"goes out itself": {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: -1, End: 6000}, "", ""},
+	} {
+		tc.Key = campaign.Key{Campaign: "lunch time", Restaurant: "r"}
+		item := newCampaignItem(&operator.ListedCampaign{ListedCampaign: tc.ListedCampaign, Feedback: -1}, stream.FanOut{}, now)
+		if item.Next != tc.next || item.note() != tc.note {
+			t.Errorf("%s: %q, %q", name, item.Next, item.note())
 		}
 	}
 }

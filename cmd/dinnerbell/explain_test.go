@@ -242,7 +242,7 @@ func (d *explainTest) simpleVerdicts(long string) {
 	d.want(explain.Unexplained, "subscribed while the campaign was sent", s(explain.SourceState), "lunch", "lost")
 	d.want(explain.Scheduled, "starts at ", s(explain.SourceCampaign), "later", "early")
 	d.want(explain.Paused, "pause by ", s(explain.SourceCampaign), "held", "early")
-	d.want(explain.Parked, "its audience exceeds limits.max_audience", s(explain.SourceCampaign), "large", "l-7")
+	d.want(explain.Parked, "its audience of 12101 exceeds limits.max_audience", s(explain.SourceCampaign), "large", "l-7")
 	d.must("approve", "large")
 	d.want(explain.Notified, "in topic ", s(explain.SourceCampaign), "large", "l-7")
 	d.want(explain.Cancelled, "cancel by ", s(explain.SourceCampaign), "axed", "early")

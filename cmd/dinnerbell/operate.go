@@ -55,7 +55,7 @@ Examples:
 
 // Help adds what follows, and examples, to the help of the command.
 func (*approveCmd) Help() string {
-	return `Approves a campaign that is parked, or one ahead of its start. The approval holds for later edits of the campaign too.
+	return `Approves a campaign that is parked, or one ahead of its start. The approval holds for later edits of the campaign too, until it is cancelled.
 
 Examples:
   dinnerbell approve summer-offer

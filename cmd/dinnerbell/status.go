@@ -233,8 +233,12 @@ const recentInStatus = 5
 func recentText(c *status.RecentCampaign) string {
 	text := fmt.Sprintf("%s %s", c.At.UTC().Format("15:04:05"), c.What)
 	switch {
+	case c.Reason != "" && c.Campaign != "":
+		return fmt.Sprintf("%s: %s: %s", text, c.Campaign, c.Reason)
 	case c.Reason != "":
 		return fmt.Sprintf("%s lane %d, offset %d: %s", text, c.Lane, c.Offset, c.Reason)
+	case c.What == string(stream.RecentParked) && c.Audience != nil:
+		text += ", audience " + terminal.Thousands(*c.Audience)
 	case c.What == string(stream.RecentFinished) || c.What == string(stream.RecentEnded):
 		text += ", " + terminal.Thousands(c.Notified)
 		if c.Audience != nil {

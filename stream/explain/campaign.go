@@ -100,7 +100,7 @@ func (e *Evidence) judgeUnderWay(r *CampaignRow, f *finding) {
 		f.gaps = append(f.gaps, mirrorGap(r.Restaurant))
 	default:
 		f.verdict, f.why = SubscribedLate, "the client subscribed"+at(s.subscribedAfter(from))+" behind its turn, while the campaign was being sent; join.late_subscribers is false"
-		f.next = replayHint(r.Sent)
+		f.next = ReplayHint(r.Sent)
 	}
 }
 
@@ -154,8 +154,13 @@ func (r *CampaignRow) isCutOff() bool {
 // judgeFinished finds the verdict for a campaign whose fan-out is over. unfinished: its
 // end has passed, and its lane has not noted that.
 func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
-	if l := e.findRefusal(r.MessageOn, r.MessageAt); l != nil {
-		f.verdict, f.why, f.next = Refused, "the feedback table refused the campaign: "+l.Reason, e.retryHint(l)
+	if r.Refusal != "" && !unfinished {
+		f.verdict, f.why = Refused, "the feedback table refused the campaign: "+r.Refusal
+		if l := e.findRefusal(r.MessageOn, r.MessageAt); l != nil {
+			f.next = e.retryHint(l)
+		} else if e.Now.Before(r.End) {
+			f.next = ReplayHint(r.Sent)
+		}
 		return
 	}
 	cut := unfinished || r.isCutOff()
@@ -232,7 +237,7 @@ func (e *Evidence) judgeLate(r *CampaignRow, f *finding, s *Subscription, appear
 	}
 	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client subscribed at %s, behind its turn: the campaign was accepted at %s%s%s", formatTime(appeared), formatTime(r.Accepted), finishedAt(r), reason)
 	if e.Now.Before(r.End) {
-		f.next = replayHint(r.Sent)
+		f.next = ReplayHint(r.Sent)
 	}
 }
 
@@ -250,7 +255,7 @@ func (e *Evidence) judgeUndated(r *CampaignRow, f *finding, s *Subscription, fro
 	}
 	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client is subscribed, and was not when its turn came: the campaign, accepted at %s%s, was sent to every subscriber", formatTime(r.Accepted), finishedAt(r))
 	if e.Now.Before(r.End) {
-		f.next = replayHint(r.Sent)
+		f.next = ReplayHint(r.Sent)
 	}
 }
 
@@ -311,12 +316,12 @@ func (e *Evidence) judgeForgotten(m *Message, f *finding) {
 		f.gaps = append(f.gaps, Gap{Source: SourceCampaign, What: "whether the message lies before the deployment's first position, or `dinnerbell resolve --accept-missing` has skipped it", Tell: "the log of setup, run and resolve"})
 	}
 	if e.Now.Before(m.End) {
-		f.next = replayHint(m.Time)
+		f.next = ReplayHint(m.Time)
 	}
 }
 
 func (e *Evidence) subscriptionGap(restaurant, what string) Gap {
-	return Gap{Source: SourceState, What: what + " (restaurant " + quoteID(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + quoteArgument(restaurant)}
+	return Gap{Source: SourceState, What: what + " (restaurant " + quoteID(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + QuoteArgument(restaurant)}
 }
 
 func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
@@ -335,11 +340,11 @@ func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
 
 // mirrorGap names what to look at if everything speaks for a notification.
 func mirrorGap(restaurant string) Gap {
-	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + quoteArgument(restaurant) + ", and the daemon's log"}
+	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + QuoteArgument(restaurant) + ", and the daemon's log"}
 }
 
-// replayHint is the command that reads a message again and notifies those who were missed.
-func replayHint(sent time.Time) string {
+// ReplayHint is the command that reads a message again and notifies those who were missed.
+func ReplayHint(sent time.Time) string {
 	return "dinnerbell replay --from " + sent.UTC().Truncate(time.Second).Format(time.RFC3339)
 }
 
@@ -352,7 +357,7 @@ func (e *Evidence) retryHint(l *Letter) string {
 
 // command is an operator's command about a campaign.
 func (e *Evidence) command(name string, r *CampaignRow) string {
-	return "dinnerbell " + name + " " + quoteArgument(e.Campaign) + " --restaurant " + quoteArgument(r.Restaurant)
+	return "dinnerbell " + name + " " + QuoteArgument(e.Campaign) + " --restaurant " + QuoteArgument(r.Restaurant)
 }
 
 func (r *CampaignRow) audience() string {
@@ -412,8 +417,8 @@ func at(t time.Time) string {
 // quoteID writes an id within a sentence, cut where it is long.
 func quoteID(s string) string { return fmt.Sprintf("%.200q", s) }
 
-// quoteArgument writes an id as an argument of a command in a POSIX shell.
-func quoteArgument(s string) string {
+// QuoteArgument writes an id as an argument of a command in a POSIX shell.
+func QuoteArgument(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@%+=,/", r)
 	}

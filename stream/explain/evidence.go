@@ -107,6 +107,7 @@ type RecordSearch struct {
 
 // CampaignRow is a row of the campaign table.
 type CampaignRow struct {
+	Refusal    string // why the feedback table takes no row of it; "": it does
 	Restaurant string
 	Lane       int32
 	Version    int64

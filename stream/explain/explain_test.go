@@ -185,7 +185,12 @@ func TestExplain(t *testing.T) {
 			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(false)
 		}},
 		"the table refused it": {want: Refused, why: "no Latin-1", next: "dinnerbell dead-letters retry 0:3", change: func(e *Evidence) {
+			e.Campaigns[0].Refusal = "no Latin-1"
 			e.Letters = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r"}}
+		}},
+		"the table refused it, and the letter is gone": {want: Refused, why: "no Latin-1", next: "dinnerbell replay --from", change: func(e *Evidence) { e.Campaigns[0].Refusal = "no Latin-1" }},
+		"the table refused it before a replay": {want: NotSubscribed, change: func(e *Evidence) {
+			e.Letters, e.Subscriptions = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r"}}, subscribed(false)
 		}},
 		"an edit was refused": {want: NotSubscribed, change: func(e *Evidence) {
 			e.Letters, e.Subscriptions = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 9, Reason: "an edit"}}, subscribed(false)
@@ -337,7 +342,7 @@ func TestArgument(t *testing.T) {
 	for in, want := range map[string]string{
 		"c-1": "c-1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "50%:1": "50%:1", "-c": "'-c'", "a\nb": "'a\nb'",
 	} {
-		if got := quoteArgument(in); got != want {
+		if got := QuoteArgument(in); got != want {
 			t.Errorf("argument(%q) = %s, want %s", in, got, want)
 		}
 	}

@@ -183,7 +183,7 @@ func (g *gatherer) readCampaigns(ctx context.Context, tx pgx.Tx) error {
 		to := explain.CampaignRow{
 			Restaurant: r.Restaurant, Lane: r.Lane, Version: r.Version, MessageOn: r.MessageLane, MessageAt: r.MessageOffset, Sent: time.UnixMilli(r.MessageTime),
 			Start: time.Unix(r.Start, 0), End: time.Unix(r.End, 0), State: r.State, Cursor: r.Cursor, Accepted: r.Accepted,
-			Audience: r.Audience, Notified: r.Notified, Approved: r.Approved, Command: r.Command,
+			Audience: r.Audience, Notified: r.Notified, Approved: r.Approved, Command: r.Command, Refusal: r.Refusal,
 		}
 		if r.CommandTime > 0 {
 			to.Commanded = time.UnixMilli(r.CommandTime)

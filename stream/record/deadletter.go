@@ -119,11 +119,16 @@ func (d *DeadLetter) Size() int {
 // maxReason bounds a reason: some reasons quote the message.
 const maxReason = 1 << 10
 
+// BoundReason cuts a reason to the length that a dead letter may have.
+func BoundReason(reason string) string {
+	return strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "")
+}
+
 // Fit cuts the letter down to limit bytes, which the dead-letter topic accepts, so that
 // the letter does not stop the lane. A header notes the cut. size is the size of the
 // whole value; headersLeft is set where d does not have all headers of the message.
 func (d *DeadLetter) Fit(limit, size int, headersLeft bool) {
-	d.Reason = strings.ToValidUTF8(d.Reason[:min(len(d.Reason), maxReason)], "")
+	d.Reason = BoundReason(d.Reason)
 	cut := ""
 	if headersLeft || d.Size()-len(d.Value)/2 > limit { // the key or the headers are large
 		cut = ", without its key and headers"

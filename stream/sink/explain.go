@@ -31,13 +31,14 @@ type CampaignDetails struct {
 	Command           string // an operator's last command, and who gave it; "": none
 	CommandTime       int64  // milliseconds; 0: none
 	Started, Finished *time.Time
+	Refusal           string // why the feedback table takes no row of it; "": it does
 }
 
 // ReadCampaignDetails returns the rows of a campaign by restaurant, at most limit; of one
 // restaurant alone where restaurant is not "".
 func (t Tables) ReadCampaignDetails(ctx context.Context, q Querier, campaign, restaurant string, limit int) ([]CampaignDetails, error) {
 	rows, err := q.Query(ctx, `SELECT restaurant_id, lane, version, msg_lane, msg_offset, msg_time, adv_campaign_datetime_start, adv_campaign_datetime_end,
-  state, cursor, accepted_at, audience, notified, approved, operator, operator_time, started_at, finished_at
+  state, cursor, accepted_at, audience, notified, approved, operator, operator_time, started_at, finished_at, refusal
 FROM `+t.Campaign+` WHERE adv_campaign_id = $1 AND ($2::text = '' OR restaurant_id = $2) ORDER BY restaurant_id LIMIT $3`, campaign, restaurant, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", t.Campaign, err)
@@ -45,7 +46,7 @@ FROM `+t.Campaign+` WHERE adv_campaign_id = $1 AND ($2::text = '' OR restaurant_
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d CampaignDetails, err error) {
 		var cursor []byte
 		err = row.Scan(&d.Restaurant, &d.Lane, &d.Version, &d.MessageLane, &d.MessageOffset, &d.MessageTime, &d.Start, &d.End,
-			&d.State, &cursor, &d.Accepted, &d.Audience, &d.Notified, &d.Approved, &d.Command, &d.CommandTime, &d.Started, &d.Finished)
+			&d.State, &cursor, &d.Accepted, &d.Audience, &d.Notified, &d.Approved, &d.Command, &d.CommandTime, &d.Started, &d.Finished, &d.Refusal)
 		d.Cursor = id.ID(cursor)
 		return d, err
 	})

@@ -102,28 +102,32 @@ type LateRow struct {
 	Key     campaign.Key
 	Version int64 // that the row must still have
 	Clients int64
+	Refusal string // why the feedback table takes no row of it; "": it does
 }
 
 // notifyLateSQL counts late subscribers ($5) of campaigns. The rows must be those that
 // the look-up has read: another message, or an operator, raises the version. The states
-// are named so that the condition of campaign_restaurant does not follow.
+// are named so that the condition of campaign_restaurant does not follow. A refusal ($6)
+// is for a finished campaign: one that is under way meets it itself.
 func notifyLateSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET notified = c.notified + u.clients, audience = `+metAudience(`c.audience`, `u.clients`, `c.already`)+`
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[]) AS u(campaign, restaurant, lane, version, clients)
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET notified = c.notified + u.clients, audience = `+metAudience(`c.audience`, `u.clients`, `c.already`)+`,
+  refusal = CASE WHEN c.state = '`+StateFinished+`' AND u.refusal <> '' THEN u.refusal ELSE c.refusal END
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::text[]) AS u(campaign, restaurant, lane, version, clients, refusal)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version
   AND c.state NOT IN ('`+StateExpired+`', '`+StateParked+`', '`+StatePaused+`', '`+StateCancelled+`')`)
 }
 
 // lateArgs are the arguments of notifyLateSQL.
 func lateArgs(lane int32, rows []LateRow) []any {
-	var campaigns, restaurants []string
+	var campaigns, restaurants, refusals []string
 	var lanes []int32
 	var versions, clients []int64
 	for _, r := range rows {
+		refusals = append(refusals, r.Refusal)
 		campaigns, restaurants = append(campaigns, r.Key.Campaign), append(restaurants, r.Key.Restaurant)
 		lanes, versions, clients = append(lanes, lane), append(versions, r.Version), append(clients, r.Clients)
 	}
-	return []any{campaigns, restaurants, lanes, versions, clients}
+	return []any{campaigns, restaurants, lanes, versions, clients, refusals}
 }
 
 // LateRestaurant asks for the served campaigns of one restaurant, from a place in the
@@ -144,7 +148,7 @@ type ServedCampaign struct {
 	From    campaign.Position
 }
 
-// ServedSQL selects served campaigns of lane $1 over the restaurants $2, whose least
+// ServedSQL selects served campaigns that the feedback table takes, of lane $1 over the restaurants $2, whose least
 // clients are $3, behind ($4, $5) in the order of (end, campaign): at most $6.
 func (t Tables) ServedSQL() string {
 	return `SELECT k.n, c.* FROM unnest($2::text[], $3::bytea[], $4::int8[], $5::text[]) WITH ORDINALITY AS k(restaurant, least, after_end, after_id, n)
@@ -152,7 +156,7 @@ CROSS JOIN LATERAL (
   SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
     c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, CASE WHEN c.state <> '` + StateFinished + `' THEN c.cursor END AS cursor, c.msg_lane, c.msg_offset
   FROM ` + t.Campaign + ` c WHERE c.lane = $1 AND c.restaurant_id = k.restaurant AND (c.adv_campaign_datetime_end, c.adv_campaign_id) > (k.after_end, k.after_id)
-    AND c.` + inRestaurants + ` AND (c.state = '` + StateFinished + `' OR c.cursor >= k.least)
+    AND c.` + inRestaurants + ` AND c.refusal = '' AND (c.state = '` + StateFinished + `' OR c.cursor >= k.least)
   ORDER BY c.adv_campaign_datetime_end, c.adv_campaign_id LIMIT $6) AS c
 ORDER BY k.n, c.adv_campaign_datetime_end, c.adv_campaign_id LIMIT $6`
 }
@@ -207,8 +211,8 @@ const (
 // ReadLateStates returns what became of the rows.
 func (t Tables) ReadLateStates(ctx context.Context, q Querier, lane int32, rows []LateRow) (map[campaign.Key]LateState, error) {
 	found, err := q.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version = u.version, c.state = '`+StateFinished+`' OR c.cursor <> ''
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[]) AS u(campaign, restaurant, lane, version, clients)
-CROSS JOIN `+t.rowByKeySQL("u")+` WHERE c.lane = u.lane AND c.`+inRestaurants, lateArgs(lane, rows)...)
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::text[]) AS u(campaign, restaurant, lane, version, clients, refusal)
+CROSS JOIN `+t.rowByKeySQL("u")+` WHERE c.lane = u.lane AND c.refusal = '' AND c.`+inRestaurants, lateArgs(lane, rows)...)
 	if err != nil {
 		return nil, fmt.Errorf("look up campaigns: %w", err)
 	}
@@ -255,7 +259,7 @@ func (t Tables) Rejoin(ctx context.Context, q Querier, lane int32, epoch int64, 
 again AS (
   UPDATE `+t.Campaign+` AS c SET state = CASE c.state WHEN '`+StatePending+`' THEN c.state ELSE '`+StateRejoin+`' END, cursor = '', contested = true, already = 0
   FROM owned WHERE c.lane = owned.lane AND c.adv_campaign_datetime_end > $5
-    AND c.`+inRestaurants+` AND (c.state = '`+StateFinished+`' OR c.cursor <> '') RETURNING 1)
+    AND c.`+inRestaurants+` AND c.refusal = '' AND (c.state = '`+StateFinished+`' OR c.cursor <> '') RETURNING 1)
 SELECT (SELECT count(*) FROM again) FROM owned`, lane, epoch, source, int64(lsn), now).Scan(&campaigns)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, ErrTakenOver

@@ -84,6 +84,7 @@ var daemonTables = []daemonTable{
 		{name: "operator", typ: "text", fallback: "''::text", about: "that command, and who gave it"},
 		{name: "started_at", typ: "timestamp with time zone", null: true, about: "of its first step; NULL: accepted_at, where a step has served it"},
 		{name: "finished_at", typ: "timestamp with time zone", null: true, about: "of the step that finished it; NULL: accepted_at; from its end on: the end cut it off"},
+		{name: "refusal", typ: "text", fallback: "''::text", about: "why the feedback table took no row of it when it was finished; '': it took them"},
 	}, checks: []string{"CONSTRAINT campaign_state_check CHECK (state IN (" + stateList + "))"}},
 	// Decided steps, until after they are shipped. A row is written once and never
 	// changed.
@@ -181,7 +182,7 @@ func (c *daemonColumn) isVital() bool { return c.vital || !c.null && c.fallback 
 
 // layoutVersion counts the changes of the daemon's tables. A daemon works only on its
 // own layout.
-const layoutVersion = 3
+const layoutVersion = 4
 
 // migrations hold the statements that bring a layout to the next one, in one
 // transaction: migrations[n] begins with layout n. %[1]s is the schema.
@@ -203,6 +204,12 @@ var migrations = map[int][]string{
   ADD COLUMN started_at timestamptz, ADD COLUMN finished_at timestamptz`,
 		inSchema(daemonIndexes[1]), inSchema(daemonIndexes[2]),
 	},
+	// A campaign that the feedback table refuses says so, and a cancelled one is not
+	// approved any more.
+	3: {
+		`ALTER TABLE %[1]s.campaign ADD COLUMN refusal text NOT NULL DEFAULT ''`,
+		`UPDATE %[1]s.campaign SET approved = false WHERE approved AND state = 'cancelled'`,
+	},
 }
 
 // cameWith names the column of the campaign table by which a layout is told where its
@@ -210,4 +217,4 @@ var migrations = map[int][]string{
 var cameWith = []struct {
 	layout int
 	column string
-}{{3, "finished_at"}, {2, "version"}, {1, "fingerprint"}}
+}{{4, "refusal"}, {3, "finished_at"}, {2, "version"}, {1, "fingerprint"}}

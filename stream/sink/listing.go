@@ -23,6 +23,7 @@ const (
 	PhaseParked    Phase = "parked"    // waits for an operator: its audience exceeds limits.max_audience
 	PhasePaused    Phase = "paused"    // an operator holds it
 	PhaseFinished  Phase = "finished"  // everybody was looked at
+	PhaseRefused   Phase = "refused"   // the feedback table takes no row of it
 	PhaseEnded     Phase = "ended"     // its end came before everybody was looked at
 	PhaseExpired   Phase = "expired"   // its end had passed when it was received
 	PhaseCancelled Phase = "cancelled" // an operator or a later message ended it
@@ -35,7 +36,7 @@ type PhaseGroup int
 const (
 	GroupLive PhaseGroup = iota // not over, and not ahead: waiting, live, rejoin, parked, paused
 	GroupScheduled
-	GroupDone // finished, ended, expired, cancelled
+	GroupDone // finished, refused, ended, expired, cancelled
 )
 
 // PhaseSQL is the phase of row c of the campaign table. An expired row of a later
@@ -43,6 +44,7 @@ const (
 const PhaseSQL = `CASE
   WHEN c.state = 'cancelled' OR c.state = 'expired' AND c.version > 1 THEN 'cancelled'
   WHEN c.state = 'expired' THEN 'expired'
+  WHEN c.state = 'finished' AND c.refusal <> '' THEN 'refused'
   WHEN c.state = 'finished' AND c.finished_at >= to_timestamp(c.adv_campaign_datetime_end) THEN 'ended'
   WHEN c.state = 'finished' THEN 'finished'
   WHEN now() >= to_timestamp(c.adv_campaign_datetime_end) THEN CASE c.state WHEN 'rejoin' THEN 'finished' ELSE 'ended' END
@@ -52,7 +54,7 @@ const PhaseSQL = `CASE
   ELSE 'waiting' END`
 
 // groupSQL is the PhaseGroup of a phase.
-const groupSQL = `CASE WHEN p.phase = 'scheduled' THEN 1 WHEN p.phase IN ('finished', 'ended', 'expired', 'cancelled') THEN 2 ELSE 0 END`
+const groupSQL = `CASE WHEN p.phase = 'scheduled' THEN 1 WHEN p.phase IN ('finished', 'refused', 'ended', 'expired', 'cancelled') THEN 2 ELSE 0 END`
 
 // ListedCampaign is a row of the campaign table as a listing shows it.
 type ListedCampaign struct {
@@ -68,6 +70,9 @@ type ListedCampaign struct {
 	Notified   int64      // over all versions
 	Already    int64      // clients whom this version left out because they had the campaign from another restaurant or another job
 	Operator   string     // the last command of an operator, and who gave it
+	Refusal    string     // of PhaseRefused: why
+	Sent       time.Time  // of its newest message
+	Once       bool       // its audience was looked at once, from Started to Finished: it was never edited, replayed, resumed or joined again
 }
 
 // CampaignListing are some campaigns of all lanes.
@@ -100,14 +105,17 @@ WHERE ($2 = '' OR c.restaurant_id = $2) AND g.n = ANY ($1::int4[])`
 		rows, err := tx.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.lane, c.version, p.phase, c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.accepted_at,
   coalesce(c.started_at, CASE WHEN c.cursor <> '' THEN c.accepted_at END),
   coalesce(c.finished_at, CASE WHEN c.state = 'finished' THEN c.accepted_at END),
-  coalesce(c.audience, CASE WHEN p.phase = 'finished' THEN c.notified + c.already ELSE -1 END), c.notified, c.already, c.operator`+from+`
+  coalesce(c.audience, CASE WHEN p.phase = 'finished' THEN c.notified + c.already ELSE -1 END), c.notified, c.already, c.operator,
+  CASE WHEN p.phase = 'refused' THEN c.refusal ELSE '' END, c.msg_time, c.version = 1 AND NOT c.contested`+from+`
 ORDER BY g.n, CASE g.n WHEN 0 THEN c.adv_campaign_datetime_end WHEN 1 THEN c.adv_campaign_datetime_start
   ELSE -extract(epoch FROM coalesce(c.finished_at, c.accepted_at)) END, c.adv_campaign_id COLLATE "C", c.restaurant_id COLLATE "C" LIMIT $3`, wanted, restaurant, most)
 		if err != nil {
 			return err
 		}
 		l.Campaigns, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c ListedCampaign, err error) {
-			err = row.Scan(&c.Key.Campaign, &c.Key.Restaurant, &c.Lane, &c.Version, &c.Phase, &c.Start, &c.End, &c.Accepted, &c.Started, &c.Finished, &c.Audience, &c.Notified, &c.Already, &c.Operator)
+			var sent int64
+			err = row.Scan(&c.Key.Campaign, &c.Key.Restaurant, &c.Lane, &c.Version, &c.Phase, &c.Start, &c.End, &c.Accepted, &c.Started, &c.Finished, &c.Audience, &c.Notified, &c.Already, &c.Operator, &c.Refusal, &sent, &c.Once)
+			c.Sent = time.UnixMilli(sent)
 			return c, err
 		})
 		return err

@@ -59,9 +59,9 @@ func (t Tables) ReadCampaign(ctx context.Context, q Querier, id string) (list []
 // Operation is what an operator's command makes of a campaign's row.
 type Operation struct {
 	State    string // the new state
-	Approved bool   // sets approved; it is never taken back
+	Approved bool   // sets approved
 	Rejoin   bool   // the campaign is joined from the start, and clients who have it are left out
-	Cancel   bool   // only messages that are sent from now on may revive it
+	Cancel   bool   // only messages that are sent from now on may revive it, and they need an approval of their own
 	By       string // the command, and who gave it
 }
 
@@ -82,7 +82,7 @@ func (t Tables) Operate(ctx context.Context, conn *pgx.Conn, list []OperatedCamp
 		approved, rejoin, cancel = append(approved, ops[i].Approved), append(rejoin, ops[i].Rejoin), append(cancel, ops[i].Cancel)
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `UPDATE `+t.Campaign+` AS c SET version = c.version + 1, state = u.new_state, approved = c.approved OR u.approve,
+		rows, err := tx.Query(ctx, `UPDATE `+t.Campaign+` AS c SET version = c.version + 1, state = u.new_state, approved = (c.approved OR u.approve) AND NOT u.cancel,
   cursor = CASE WHEN u.rejoin THEN ''::bytea ELSE c.cursor END, contested = c.contested OR u.rejoin AND c.cursor <> '',
   audience = CASE WHEN NOT u.rejoin THEN c.audience END, already = CASE WHEN NOT u.rejoin THEN c.already ELSE 0 END,
   started_at = CASE WHEN NOT u.rejoin THEN c.started_at END, finished_at = CASE WHEN NOT u.rejoin THEN c.finished_at END,

@@ -137,6 +137,7 @@ type rowSet struct {
 	audiences                  []*int64
 	notified, already          []int64
 	cutOff                     []bool
+	refusals                   []string
 	// The version that the row must still hold.
 	oldVersions, oldOffsets []int64
 	oldLanes                []int32
@@ -169,6 +170,7 @@ type CampaignRow struct {
 	Notified int64  // clients whom the step notifies
 	Already  int64  // clients whom the step leaves out because they had the campaign from elsewhere
 	CutOff   bool   // the campaign's end has finished it, before everybody was looked at
+	Refusal  string // why the feedback table takes no row of it; "": it does
 }
 
 // finished returns when a new row was finished, in microseconds since 2000, as COPY
@@ -229,7 +231,7 @@ func (s *rowSet) addProgress(r *CampaignRow) {
 	s.lanes, s.versions = append(s.lanes, r.Accepted.Owner), append(s.versions, r.Accepted.RowVersion)
 	s.states, s.cursors = append(s.states, r.State), append(s.cursors, []byte(r.Cursor))
 	s.audiences, s.notified, s.already = append(s.audiences, r.Audience), append(s.notified, r.Notified), append(s.already, r.Already)
-	s.cutOff = append(s.cutOff, r.CutOff)
+	s.cutOff, s.refusals = append(s.cutOff, r.CutOff), append(s.refusals, r.Refusal)
 }
 
 func (s *rowSet) addEdit(r *CampaignRow) {
@@ -264,7 +266,7 @@ const (
 func (s *rowSet) editArgs() []any {
 	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.msgLanes, s.offsets, s.times, s.fingerprints,
 		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.contested,
-		s.audiences, s.notified, s.already, s.oldVersions, s.oldLanes, s.oldOffsets, s.cutOff}
+		s.audiences, s.notified, s.already, s.oldVersions, s.oldLanes, s.oldOffsets, s.cutOff, s.refusals}
 }
 
 func (s *rowSet) repeatArgs() []any {
@@ -272,7 +274,7 @@ func (s *rowSet) repeatArgs() []any {
 }
 
 func (s *rowSet) moveArgs() []any {
-	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors, s.audiences, s.notified, s.already, s.cutOff}
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors, s.audiences, s.notified, s.already, s.cutOff, s.refusals}
 }
 
 // everyRow is the expected count of a statement that must change each row of its
@@ -280,18 +282,18 @@ func (s *rowSet) moveArgs() []any {
 const everyRow = `cardinality($1::text[])`
 
 func insertRowsSQL(t Tables) string {
-	return `COPY ` + t.Campaign + ` (` + rowColumns + `, finished_at) FROM STDIN (FORMAT binary)`
+	return `COPY ` + t.Campaign + ` (` + rowColumns + `, finished_at, refusal) FROM STDIN (FORMAT binary)`
 }
 
 // copyRows encodes new rows as a binary COPY stream, its columns those of rowColumns
-// and finished_at.
+// and two more.
 func copyRows(rows []CampaignRow) []byte {
 	dst := make([]byte, 0, len(rows)*512)
 	dst = append(dst, record.CopySignature...)
 	for i := range rows {
 		r := &rows[i]
 		c, v := r.Campaign, &r.Accepted
-		dst = binary.BigEndian.AppendUint16(dst, 21)
+		dst = binary.BigEndian.AppendUint16(dst, 22)
 		dst = record.AppendField(record.AppendField(dst, c.ID), c.RestaurantID)
 		dst = record.AppendInt8(record.AppendInt4(dst, v.Owner), v.RowVersion)
 		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, v.Lane), v.Offset), v.Time)
@@ -302,7 +304,7 @@ func copyRows(rows []CampaignRow) []byte {
 		dst = record.AppendBool(dst, r.Contested)
 		dst = appendNullableInt8(dst, r.countedAudience())
 		dst = record.AppendInt8(record.AppendInt8(dst, r.Notified), r.Already)
-		dst = appendNullableInt8(dst, r.finished())
+		dst = record.AppendField(appendNullableInt8(dst, r.finished()), r.Refusal)
 	}
 	return append(dst, record.CopyTrailer...)
 }
@@ -332,8 +334,8 @@ func editRowsSQL(t Tables) string {
   audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE `+metAudience(`u.audience`, `u.notified`, `u.already`)+` END,
   already = CASE WHEN u.state = 'expired' THEN c.already ELSE u.already END,
   started_at = CASE WHEN u.state <> 'expired' THEN NULL WHEN c.cursor <> '' THEN coalesce(c.started_at, c.accepted_at) ELSE c.started_at END,
-  finished_at = CASE WHEN u.cut_off THEN greatest(now(), to_timestamp(u.adv_campaign_datetime_end)) END
-FROM unnest(`+rowArrays+`, $21::int8[], $22::int4[], $23::int8[], $24::boolean[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset, cut_off)
+  finished_at = CASE WHEN u.cut_off THEN greatest(now(), to_timestamp(u.adv_campaign_datetime_end)) END, refusal = u.refusal
+FROM unnest(`+rowArrays+`, $21::int8[], $22::int4[], $23::int8[], $24::boolean[], $25::text[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset, cut_off, refusal)
 WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
@@ -361,8 +363,8 @@ func moveRowsSQL(t Tables) string {
 	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor, audience = `+metAudience(`coalesce(u.audience, c.audience)`, `u.notified`, `c.already + u.already`)+`,
   notified = c.notified + u.notified, already = c.already + u.already,
   started_at = coalesce(c.started_at, CASE WHEN c.cursor <> '' THEN c.accepted_at WHEN u.cursor <> '' THEN now() END),
-  finished_at = `+finishedAt+`
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[], $7::int8[], $8::int8[], $9::int8[], $10::boolean[])
-  AS u(campaign, restaurant, lane, version, state, cursor, audience, notified, already, cut_off)
+  finished_at = `+finishedAt+`, refusal = u.refusal
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[], $7::int8[], $8::int8[], $9::int8[], $10::boolean[], $11::text[])
+  AS u(campaign, restaurant, lane, version, state, cursor, audience, notified, already, cut_off, refusal)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }

@@ -181,6 +181,9 @@ func (v *view) addOpen(c *sink.OpenCampaign) {
 	case sink.PhaseParked:
 		row.Mark, row.State, row.Class, row.Command = "▲", "parked", "held", "dinnerbell approve "+quoteArgument(c.Key.Campaign)
 		row.Reason = "its audience exceeds limits.max_audience"
+		if c.Audience >= 0 {
+			row.Reason = "its audience of " + terminal.Thousands(c.Audience) + " exceeds limits.max_audience"
+		}
 		v.Held = append(v.Held, row)
 	case sink.PhasePaused:
 		row.Mark, row.State, row.Class, row.Command = "▲", "paused", "held", "dinnerbell resume "+quoteArgument(c.Key.Campaign)
@@ -212,9 +215,10 @@ func doneRow(c *status.RecentCampaign) campaignRow {
 	case stream.RecentFinished:
 		row.Mark, row.Passed = "✓", row.Audience
 	case stream.RecentRefused:
-		row.Mark, row.Class, row.Title = "✗", "refused", "a message that is no campaign"
-		row.Campaign = fmt.Sprintf("offset %d of lane %d", c.Offset, c.Lane)
-		row.Command = "dinnerbell dead-letters list"
+		row.Mark, row.Class, row.Command = "✗", "refused", "dinnerbell dead-letters list"
+		if c.Campaign == "" {
+			row.Title, row.Campaign = "a message that is no campaign", fmt.Sprintf("offset %d of lane %d", c.Offset, c.Lane)
+		}
 	case stream.RecentMetNobody:
 		row.Reason = "nobody subscribes to its restaurant"
 	case stream.RecentExpired:
