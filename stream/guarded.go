@@ -20,11 +20,11 @@ import (
 
 const (
 	// maxGuarded and minGuarded bound the clients of guarded campaigns in one step.
-	maxGuarded, minGuarded = 512, 16
+	maxGuarded, minGuarded = 512, 64
 	// guardedTime is what the rows of a step's guarded campaigns may take. Each step that
 	// takes twice the time halves the clients of the next ones, each that takes half of it
 	// doubles them.
-	guardedTime = 50 * time.Millisecond
+	guardedTime = 100 * time.Millisecond
 	// maxRefused bounds the refused campaigns that are remembered: one that is forgotten
 	// costs another dead letter at most.
 	maxRefused = 1024

@@ -31,7 +31,7 @@ func (w *deployment) noteStepSizes() {
 // notified, and everybody who is refused is named.
 func TestRefusingTableHoldsNoLaneUp(t *testing.T) {
 	t.Parallel()
-	large := clients("0000", 9000)
+	large := clients("0000", 4500)
 	w := feedbackWorld(t, map[string][]string{"r1": large, "few": clients("0001", 5)}, refusing(10))
 	w.noteStepSizes()
 	svc, _ := w.start()
