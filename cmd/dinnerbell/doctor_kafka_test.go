@@ -300,4 +300,6 @@ func TestDoctorNamesThePort(t *testing.T) {
 	p.set("kafka.tls", none)
 	p.set("kafka.brokers", []string{envtest.Serve(t, serveText("HTTP/1.1 400 Bad Request\r\n\r\n"))})
 	p.look(ill{"kafka.connection", "FAIL", "no Kafka answered", "see what listens"})
+	p.set("kafka.sasl", map[string]any{"mechanism": "OAUTHBEARER", "token": "a.b.c"})
+	p.look(ill{"kafka.connection", "FAIL", "no Kafka answered", "see what listens"})
 }

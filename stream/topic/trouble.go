@@ -90,16 +90,15 @@ func (a *Access) fromSASL(ctx context.Context, addr string, err error) (kind, fi
 		return "SASL spoken to a port without SASL", connectHint(kerr.IllegalSaslState)
 	case errors.Is(err, kerr.UnsupportedSaslMechanism), takesSASL && !has:
 		return "wrong SASL mechanism", "set kafka.sasl.mechanism to one that the broker offers: " + offers
+	case !takesSASL && !errors.Is(err, kerr.SaslAuthenticationFailed):
+		return "", ""
 	}
 	if a.ExplainLogin != nil {
 		if kind, fix := a.ExplainLogin(err); kind != "" {
 			return kind, fix
 		}
 	}
-	if errors.Is(err, kerr.SaslAuthenticationFailed) || takesSASL {
-		return "wrong user or password", "correct kafka.sasl.username and kafka.sasl.password: those of a user that the brokers know for " + strings.ToUpper(a.Mechanism)
-	}
-	return "", ""
+	return "wrong user or password", "correct kafka.sasl.username and kafka.sasl.password: those of a user that the brokers know for " + strings.ToUpper(a.Mechanism)
 }
 
 func containsFold(list []string, name string) bool {
