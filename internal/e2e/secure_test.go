@@ -32,6 +32,7 @@ func TestSecure(t *testing.T) {
 	if !slices.ContainsFunc(rows, func(r []faultRow) bool { return len(r) == 0 }) { // -run may leave out some
 		compareTable(t, slices.Concat(rows...))
 	}
+	t.Run("rotation", s.checkRotation)
 }
 
 // deliver sends a campaign with the daemon's rights as docs/security.md and
