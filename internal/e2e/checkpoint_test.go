@@ -265,7 +265,7 @@ func TestCheckpointListSaysWhatIsUnknown(t *testing.T) {
 		t.Errorf("list is\n%s", out)
 	}
 	d.editConfig(d.db.URL, "postgres://127.0.0.1:1/x")
-	if out := d.runCommand("checkpoint", "list"); !strings.Contains(out, "unknown: ") {
+	if out := d.runCommand("checkpoint", "list"); !strings.Contains(out, "not known") {
 		t.Errorf("list without Postgres is\n%s", out)
 	}
 }

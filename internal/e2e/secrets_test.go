@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -286,7 +287,7 @@ func strangeTLS(pair tls.Certificate, postgres bool) func(net.Conn) {
 	}
 }
 
-// repeatingKafka is a broker that refuses each login and repeats it.
+// repeatingKafka is a broker that takes every mechanism, refuses each login and repeats it.
 func (p *planting) repeatingKafka() string {
 	p.Helper()
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("PLAIN", "somebody", "another"))
@@ -294,16 +295,36 @@ func (p *planting) repeatingKafka() string {
 		p.Fatal(err)
 	}
 	p.Cleanup(broker.Close)
+	broker.ControlKey(int16(kmsg.SASLHandshake), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		broker.KeepControl()
+		resp, _ := r.ResponseKind().(*kmsg.SASLHandshakeResponse)
+		return resp, nil, true
+	})
 	broker.ControlKey(int16(kmsg.SASLAuthenticate), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		broker.KeepControl()
 		req, _ := r.(*kmsg.SASLAuthenticateRequest)
 		resp, _ := req.ResponseKind().(*kmsg.SASLAuthenticateResponse)
-		parts := strings.Split(string(req.SASLAuthBytes), "\x00")
-		text := repeatEverywhere(parts[len(parts)-1]) + base64.StdEncoding.EncodeToString(req.SASLAuthBytes)
+		_, secret, _ := strings.Cut(string(req.SASLAuthBytes), "auth=Bearer ") // OAUTHBEARER
+		if parts := strings.Split(string(req.SASLAuthBytes), "\x00"); secret == "" {
+			secret = parts[len(parts)-1] // PLAIN
+		}
+		text := repeatEverywhere(strings.Trim(secret, "\x01")) + base64.StdEncoding.EncodeToString(req.SASLAuthBytes)
 		resp.ErrorCode, resp.ErrorMessage = 58, &text
 		return resp, nil, true
 	})
 	return broker.ListenAddrs()[0]
+}
+
+// repeatingProvider refuses each request for a token and repeats it, as it came and decoded.
+func (p *planting) repeatingProvider() string {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, secret, _ := r.BasicAuth()
+		plain, _ := url.QueryUnescape(secret)
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = fmt.Fprintf(w, `{"error": "invalid_client", "error_description": %q}`, repeatEverywhere(plain)+r.Header.Get("Authorization"))
+	}))
+	p.Cleanup(server.Close)
+	return server.URL
 }
 
 // lookers are the commands that connect.
@@ -347,6 +368,29 @@ func TestNoSecretComesOut(t *testing.T) {
 			token := p.plain("command")
 			return "source: {url: 'postgres://u@" + repeating + "/de', password_command: [sh, " + p.file("password.sh", "echo '"+token+"'; echo 'the token "+token+" has expired' >&2; exit 1\n") + "]}\n" +
 				"sink: {url: 'postgres://u:" + p.plain("sink-userinfo") + "@" + repeating + "/de'}\nkafka: {brokers: ['" + closed + "']}\nhttp: {listen: '127.0.0.1:0'}\n"
+		}},
+		"a token that is refused": {until: "SASL_AUTHENTICATION_FAILED", format: "text", config: func(p *planting) string {
+			return "source: {url: 'postgres://u@" + closed + "/de'}\nhttp: {listen: '127.0.0.1:0'}\n" +
+				"kafka: {brokers: ['" + p.repeatingKafka() + "'], sasl: {mechanism: OAUTHBEARER, token: '${file:" + p.file("token", p.plain("bearer")+"\n") + "}'}}\n"
+		}},
+		"a provider that repeats": {until: "kafka.sasl.oidc", format: "json", config: func(p *planting) string {
+			return "source: {url: 'postgres://u@" + closed + "/de'}\nhttp: {listen: '127.0.0.1:0'}\n" +
+				"kafka: {brokers: ['" + p.repeatingKafka() + "'], sasl: {mechanism: OAUTHBEARER, oidc: {token_url: '" + p.repeatingProvider() + "', client_id: u, client_secret: '" + p.plain("client-secret") + "'}}}\n"
+		}},
+		"a token command that fails": {until: "token_command", format: "text", config: func(p *planting) string {
+			token := p.plain("token-command")
+			return "source: {url: 'postgres://u@" + closed + "/de'}\nhttp: {listen: '127.0.0.1:0'}\n" +
+				"kafka: {brokers: ['" + p.repeatingKafka() + "'], sasl: {mechanism: OAUTHBEARER, token_command: [sh, " + p.file("token.sh", "echo '"+token+"'; echo 'the token "+token+" has expired' >&2; exit 1\n") + "]}}\n"
+		}},
+		"a credentials command that fails": {until: "credentials_command", format: "json", config: func(p *planting) string {
+			key := p.plain("aws-command")
+			return "source: {url: 'postgres://u@" + closed + "/de'}\nhttp: {listen: '127.0.0.1:0'}\n" +
+				"kafka: {brokers: ['" + p.repeatingKafka() + "'], tls: {enabled: false}, sasl: {mechanism: AWS_MSK_IAM, aws: {credentials_command: [sh, " + p.file("aws.sh", `echo '{"Version": 1, "SecretAccessKey": "`+key+`"'; echo 'the key `+key+` has expired' >&2; exit 1`+"\n") + "]}}}\n"
+		}},
+		"keys that are refused": {until: "level=WARN", format: "text", config: func(p *planting) string {
+			p.env = []string{"AWS_REGION=eu-central-1"}
+			return "source: {url: 'postgres://u@" + closed + "/de'}\nhttp: {listen: '127.0.0.1:0'}\n" +
+				"kafka: {brokers: ['" + p.repeatingKafka() + "'], sasl: {mechanism: AWS_MSK_IAM, aws: {access_key_id: AKIAEXAMPLE, secret_access_key: '" + p.plain("aws-secret") + "', session_token: '" + p.plain("aws-session") + "'}}}\n"
 		}},
 		"strangers' certificates": {until: "certificate", format: "json", config: func(p *planting) string {
 			cert, key := envtest.Certificate(p.T, p.dir, "stranger")

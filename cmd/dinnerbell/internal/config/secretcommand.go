@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -92,12 +93,23 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 	return text, nil
 }
 
-// hideOutput removes the lines of a command's output from what the command says about its
-// failure: it may have printed the password before.
+// jsonText matches a member of a JSON object that is a string.
+var jsonText = regexp.MustCompile(`:\s*"([^"]+)"`)
+
+// hideOutput removes the lines of a command's output, and the texts of a JSON object that it
+// printed, from what the command says about its failure: it may have printed the secret
+// before.
 func hideOutput(text string, output []byte) string {
+	var parts []string
 	for line := range strings.Lines(string(output)) {
-		if line = strings.TrimSpace(line); len(line) >= minHidden {
-			text = strings.ReplaceAll(text, line, redacted)
+		parts = append(parts, strings.TrimSpace(line))
+	}
+	for _, member := range jsonText.FindAllSubmatch(output, -1) {
+		parts = append(parts, string(member[1]))
+	}
+	for _, part := range parts {
+		if len(part) >= minHidden {
+			text = strings.ReplaceAll(text, part, redacted)
 		}
 	}
 	return text
