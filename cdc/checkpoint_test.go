@@ -123,7 +123,9 @@ func TestOlderCheckpointIsRebuilt(t *testing.T) {
 // one row that changed keeps it until there is a checkpoint for the WAL's sake.
 func TestCheckpointsDoNotPinWAL(t *testing.T) {
 	t.Parallel()
-	r := newDeployment(t).setup().keeping(time.Hour).start()
+	r := newDeployment(t).keeping(time.Hour)
+	r.own(nil) // other tests write more WAL than may wait
+	r.setup().start()
 	r.barrier()
 	r.fill(8)
 	r.awaitConfirmed(r.lsn("pg_current_wal_flush_lsn"))
@@ -173,9 +175,10 @@ func TestServerStopsDespiteCheckpoints(t *testing.T) {
 // be.
 func TestFailingCheckpoint(t *testing.T) {
 	t.Parallel()
-	r := newDeployment(t).setup().keeping(300 * time.Millisecond)
+	r := newDeployment(t).keeping(300 * time.Millisecond)
+	r.own(nil) // other tests write more WAL than may wait
 	folder := filepath.Join(r.dir, "checkpoints")
-	r.start()
+	r.setup().start()
 	r.barrier()
 	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
 	if err := errors.Join(os.Rename(folder, folder+".aside"), os.WriteFile(folder, nil, 0o600)); err != nil {
