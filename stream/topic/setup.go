@@ -93,6 +93,9 @@ func (s *topicSetup) setUpProgress(ctx context.Context) error {
 	if err == nil {
 		err = resp.Error()
 	}
+	if errors.Is(err, kerr.InvalidPartitions) && s.awaitPartitions(ctx, s.cfg.Progress, s.lanes) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, err)
 	}
@@ -151,6 +154,19 @@ func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions i
 		return err
 	}
 	return nil
+}
+
+// awaitPartitions waits for a topic to have that many partitions, and reports whether it
+// has: another setup may have grown it a moment ago, which some broker may not know yet.
+func (s *topicSetup) awaitPartitions(ctx context.Context, topic string, want int32) bool {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		have, err := s.countPartitions(ctx, topic)
+		if err == nil && have < want {
+			err = fmt.Errorf("topic %s has %d partitions", topic, have)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(createdPollInterval)), backoff.WithMaxElapsedTime(10*time.Second))
+	return err == nil
 }
 
 // countPartitions counts a topic's partitions. It waits for a topic that was created a

@@ -7,7 +7,10 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
@@ -85,5 +88,44 @@ func TestSetupDoesNotWaitForCachedMetadata(t *testing.T) {
 	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("setup of four topics took %s", took)
+	}
+}
+
+// Two setups that grow the progress topic side by side both succeed: the later one waits
+// until it sees what the other has done.
+func TestSetupBesideAnotherOne(t *testing.T) {
+	t.Parallel()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "campaigns"), kfake.SeedTopics(1, "notifications", "dead", "progress"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	other := make(chan error, 1)
+	cluster.ControlKey(int16(kmsg.CreatePartitions), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		go func() {
+			_, err := kadm.NewClient(client).UpdatePartitions(t.Context(), 2, "progress")
+			other <- err
+		}()
+		req, _ := kreq.(*kmsg.CreatePartitionsRequest)
+		resp, _ := req.ResponseKind().(*kmsg.CreatePartitionsResponse)
+		for _, topic := range req.Topics {
+			one := kmsg.NewCreatePartitionsResponseTopic()
+			one.Topic, one.ErrorCode = topic.Topic, kerr.InvalidPartitions.Code
+			resp.Topics = append(resp.Topics, one)
+		}
+		return resp, nil, true
+	})
+	seeds := func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...)}, nil }
+	cfg := Config{ClientOptions: seeds, Campaigns: "campaigns", Notifications: "notifications", DeadLetters: "dead", Progress: "progress", Group: "group"}.WithDefaults()
+	if did, err := Setup(t.Context(), cfg); err != nil || strings.Contains(strings.Join(did, "\n"), "grown") {
+		t.Errorf("setup: %q, %v", did, err)
+	}
+	if err := <-other; err != nil {
+		t.Error(err)
 	}
 }
