@@ -88,6 +88,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	guarded := l.guarded.Load()
 	if guarded {
 		if room = min(room, d.guardedRoom(st)); room <= 0 {
+			l.passedOver = true
 			return 0, false, nil
 		}
 	}

@@ -24,6 +24,7 @@ type liveCampaign struct {
 	fresh      bool  // no client was looked at yet
 	started    bool  // its start had come when it was accepted or loaded
 	done       bool  // left the schedule
+	passedOver bool  // the step had no room for it left, so it goes first in the next one
 	replayed   bool  // brought by a replay
 	approved   bool  // an operator let it go, however large its audience is
 	rejoins    bool  // was finished, and is joined again for late subscribers
@@ -73,6 +74,7 @@ type schedule struct {
 	byID          map[string][]*liveCampaign // campaigns by id: one id may run for several restaurants
 	fresh         []*liveCampaign
 	long          []*liveCampaign // round-robin; the front is next
+	passedOver    []*liveCampaign // in this step; they go to the front of long
 	bytes         int             // memory held by campaigns in byKey
 	removedCaches []id.ID         // delivered caches of campaigns that were removed
 
@@ -185,6 +187,9 @@ func (s *schedule) serve(room int, more func() bool, take serveFunc) error {
 	if err == nil && used < room {
 		_, err = s.serveFresh(room-used, whole, more, take)
 	}
+	if len(s.passedOver) > 0 {
+		s.long, s.passedOver = append(s.passedOver, s.long...), nil
+	}
 	return err
 }
 
@@ -211,16 +216,21 @@ func (s *schedule) serveFresh(room, whole int, more func() bool, take serveFunc)
 	return used, nil
 }
 
-// serveTurn serves one campaign, which then leaves or goes to the end of the queue.
+// serveTurn serves one campaign, which then leaves or goes to the end of the queue. One
+// that take has passed over keeps its turn.
 func (s *schedule) serveTurn(l *liveCampaign, room int, take serveFunc) (int, error) {
 	used, exhausted, err := take(l, room)
 	if err != nil {
 		return 0, err
 	}
 	l.fresh = false
-	if exhausted {
+	switch {
+	case exhausted:
 		s.remove(l)
-	} else {
+	case l.passedOver:
+		l.passedOver = false
+		s.passedOver = append(s.passedOver, l)
+	default:
 		s.long = append(s.long, l)
 	}
 	return used, nil
