@@ -2,10 +2,13 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
@@ -85,8 +88,13 @@ func (st *step) isGuarded() bool {
 // whose row is new.
 func (c *committer) insertContested(ctx context.Context, st *step, p *record.Payload) error {
 	if st.isGuarded() {
-		// A deferred constraint would fail the commit without naming a row.
-		if _, err := c.claim.Conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
+		// A deferred constraint would fail the commit without naming a row. It may refuse
+		// one of the rows that have gone by COPY.
+		_, err := c.claim.Conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`)
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && sink.RefusesRow(e) {
+			return fmt.Errorf("check constraints at once: %w: %w", sink.ErrRowRefused, err)
+		}
+		if err != nil {
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
