@@ -279,6 +279,9 @@ func (c *committer) afterCommit(d *inflightStep) {
 	for _, l := range d.st.refused {
 		l.refused.Store(true)
 	}
+	for _, k := range d.st.picks {
+		k.live.taken = k.live.taken || k.notified > 0
+	}
 	c.guarded.noteStep(d.st) // before the start times bring the campaigns back
 	c.starts.applyStep(c.lane.svc.now(), d.st)
 	c.starts.applyPostponed(c.lane.svc.now(), d.st)

@@ -113,7 +113,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			continue
 		}
 		if k.contested {
-			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), CountOwn: k.live.again || k.live.version > 1}
+			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), Taken: k.late || k.live.taken, CountOwn: k.live.again || k.live.version > 1}
 			began := time.Now()
 			err := n.Write(ctx, k.clients)
 			if n.Guarded {

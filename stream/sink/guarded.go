@@ -62,7 +62,7 @@ func (n *Insertion) findRefused(ctx context.Context, texts []string) error {
 	case scope == campaignScope:
 		n.Refused = n.describeRefusal(refused[0].why)
 		return nil
-	case scope == unknownScope && len(texts) > probes:
+	case scope == unknownScope && len(texts) > probes && !n.Taken && n.Written.Len() == 0:
 		if texts, err = n.probeClients(ctx, texts); err != nil || n.Refused != "" {
 			return err
 		}

@@ -23,6 +23,9 @@ type Insertion struct {
 	// Guarded: the table has refused rows of the campaign before. Write then finds the
 	// rows that it refuses and writes the others; otherwise a refused row is an error.
 	Guarded bool
+	// Taken: the table has taken rows of the campaign before. A refusal that names no
+	// constraint of the campaign is then about the clients.
+	Taken bool
 	// CountOwn: some of the clients may have their row from this campaign and restaurant.
 	CountOwn bool
 
@@ -50,7 +53,7 @@ func (e *RowsDroppedError) Is(target error) bool { return target == ErrRowsDropp
 
 // Write writes the rows of clients. Where the table has refused rows of the campaign
 // before, it finds each refused row. A constraint that does not look at the client
-// refuses the whole campaign; so does a refusal in the same words for each of a handful
+// refuses the whole campaign; so does, of a campaign without rows, a refusal in the same words for each of a handful
 // of clients.
 func (n *Insertion) Write(ctx context.Context, clients *id.List) error {
 	texts := make([]string, clients.Len())
