@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -197,7 +198,7 @@ func readToSync(p *pgconn.Pipeline, each func([3]string)) (failed error) {
 		found, err := p.GetResults()
 		if err != nil {
 			if _, ok := errors.AsType[*pgconn.PgError](err); !ok {
-				return err // the connection is of no more use
+				return cmp.Or(failed, err) // the connection is of no more use; the server has said why, or the next answer fails too
 			}
 			if failed == nil {
 				failed = err
