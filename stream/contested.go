@@ -41,6 +41,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 			}
 			return nil
 		}
+		d.st.forgetRefused()
 		if err := c.checkRetry(d, err); err != nil {
 			return err
 		}

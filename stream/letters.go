@@ -105,7 +105,21 @@ func (st *step) noteRefused(k *clientPick, why string) {
 	k.live.refusal.Store(&why)
 	st.refused, k.refusal = append(st.refused, k.live), why
 	if r := st.rows[k.live.Key()]; r != nil && r.liveCampaign == k.live { // else a late pick
+		if r.stateBefore == "" {
+			r.stateBefore = r.state
+		}
 		r.state, r.refusal = sink.StateFinished, why
+	}
+}
+
+// forgetRefused takes back what a try that has failed has met: the table may take the rows
+// in the next one, and then the campaign goes on.
+func (st *step) forgetRefused() {
+	st.refused = st.refused[:0]
+	for _, r := range st.rows {
+		if r.stateBefore != "" {
+			r.state, r.refusal, r.stateBefore = r.stateBefore, "", ""
+		}
 	}
 }
 

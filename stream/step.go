@@ -34,11 +34,12 @@ type campaignRow struct {
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
-	audience *int64         // subscribers of the restaurant, where they are counted by now
-	looked   int64          // clients at whom the step has looked
-	skipped  skippedClients // whom the delivered cache has left out of this step
-	cutOff   bool           // finished by the campaign's end, before everybody was looked at
-	refusal  string         // why the feedback table takes no row of the campaign; "": it does
+	audience    *int64         // subscribers of the restaurant, where they are counted by now
+	looked      int64          // clients at whom the step has looked
+	skipped     skippedClients // whom the delivered cache has left out of this step
+	cutOff      bool           // finished by the campaign's end, before everybody was looked at
+	refusal     string         // why the feedback table takes no row of the campaign; "": it does
+	stateBefore string         // state before the present try of the step met the refusal; "": it has met none
 
 	// Clients whom the step notifies, and whom it leaves out because they have the
 	// campaign from elsewhere, or from the campaign itself. Set by storeRow.
