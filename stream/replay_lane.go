@@ -322,6 +322,27 @@ func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 	}
 }
 
+// noteGone notes that the starter was to bring campaigns back and has not found them: they
+// were delivered, or an operator holds them, or another lane has them. No step of this lane
+// may ever name such a campaign.
+func (l *laneReplay) noteGone(due []startTime, found []*liveCampaign) {
+	there := make(map[campaign.Key]bool, len(found))
+	for _, c := range found {
+		there[c.Key()] = true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range due {
+		if !there[p.key] && l.open[p.key] == p.version {
+			delete(l.open, p.key)
+		}
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
 // awaitDelivery waits until the accepted campaigns are delivered.
 func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 	for {

@@ -297,6 +297,9 @@ func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) erro
 		if err != nil {
 			return err
 		}
+		if r := s.lane.replay.Load(); r != nil && len(list) < len(batch) {
+			r.noteGone(batch, list)
+		}
 		// Campaigns that need the delivered cache come last: filling it may take long.
 		ready := list[:0:0]
 		var cached []*liveCampaign
