@@ -65,6 +65,11 @@ func (g *guardedCampaigns) noteStep(st *step) {
 	for _, p := range st.postponed {
 		g.versions[p.key] = p.version
 	}
+	for _, k := range st.picks {
+		if k.notified > 0 { // it takes rows of the campaign again
+			delete(g.refused, k.live.Key())
+		}
+	}
 	for _, l := range st.refused {
 		if g.refused == nil || len(g.refused) == maxRefused {
 			g.refused = map[campaign.Key]int64{}
