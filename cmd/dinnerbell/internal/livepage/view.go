@@ -60,6 +60,9 @@ func (v *view) setHead() {
 			h.Class, h.Mark, h.State = "down", "■", "Not delivering"
 			if running := v.runningLanes(); running > 0 && strings.HasPrefix(worst.Part, "lane") {
 				h.State = fmt.Sprintf("Partly delivering: %d of %d lanes", running, len(v.Status.Lanes))
+				if running == len(v.Status.Lanes) { // one of them stands still
+					h.State = "Partly delivering"
+				}
 			}
 		case status.LevelWarning:
 			h.Class, h.Mark, h.State = "warning", "▲", "Delivering, with a warning"

@@ -57,6 +57,9 @@ func FindProblems(r *Report, site Site) []Problem {
 			Mend: "nothing to do: the next start goes on from there"})
 	}
 	list := mergePostgres(slices.Concat(stateProblems(r, site), sourceProblems(r, site), laneProblems(r, site), heldProblems(r)), r, site)
+	if !slices.ContainsFunc(list, func(p Problem) bool { return p.Level == LevelHalted || p.Level == LevelDown }) {
+		list = append(list, stallProblems(r)...)
+	}
 	if skew := time.Duration(r.ClockSkewMS * float64(time.Millisecond)); skew.Abs() >= largeClockSkew {
 		list = append(list, Problem{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine is %s; campaigns start and end by it", skewText(skew)),
 			Mend: "`timedatectl set-ntp true` on the machine whose clock is wrong"})
@@ -322,6 +325,18 @@ func explainSinkError(text string, site Site) (what, mend string) {
 // containsAny reports whether a text names one of the addresses.
 func containsAny(text, addresses string) bool {
 	return slices.ContainsFunc(strings.Split(addresses, ","), func(a string) bool { return a != "" && strings.Contains(text, a) })
+}
+
+// stallProblems lists the work that stands still, which only the reasons tell. A server
+// that does not answer, and the like, explains it.
+func stallProblems(r *Report) []Problem {
+	var list []Problem
+	for _, reason := range r.Reasons {
+		if part, what, ok := strings.Cut(reason, ": "); ok && strings.Contains(what, noProgress) {
+			list = append(list, Problem{Part: part, Level: LevelDown, What: what, Mend: "`dinnerbell doctor` names the cause; if it names none, restart the daemon"})
+		}
+	}
+	return list
 }
 
 // heldProblems lists the campaigns that wait for an operator.

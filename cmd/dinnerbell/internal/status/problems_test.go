@@ -1,6 +1,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,5 +123,41 @@ func TestFiguresThatAreNotOfNow(t *testing.T) {
 	}
 	if !strings.Contains(text, `dinnerbell_campaigns{state="parked"} 5`) {
 		t.Error("the metrics lack parked campaigns")
+	}
+}
+
+// Work that stands still makes the daemon unready: it is a problem, also beside a warning or
+// work that is no trouble. A worse problem explains it.
+func TestStalledWorkIsAProblem(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change func(m *cdc.Status, s *stream.Status)
+		want   []string
+	}{
+		"beside a parked campaign": {func(*cdc.Status, *stream.Status) {}, []string{"source", "lane 3", "campaigns", "campaigns"}},
+		"while it catches up":      {func(m *cdc.Status, _ *stream.Status) { m.State = cdc.StateCatchingUp }, []string{"source", "lane 3", "campaigns", "campaigns", "source"}},
+		"with a dead Kafka": {func(_ *cdc.Status, s *stream.Status) {
+			s.Lanes[0].State, s.Lanes[0].LastError = stream.LaneStopped, deadKafka
+		}, []string{"lane 3", "campaigns", "campaigns"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, s := healthy()
+			tc.change(&m, &s)
+			m.LagBytes, s.Lanes[0].Partition, s.Lanes[0].Decided, s.Lanes[0].Shipped = 12, 3, 9, 5
+			r := NewReport("dev", m, s, true)
+			var stalls StallDetector
+			begin := time.Unix(1_000_000, 0)
+			stalls.Reasons(begin, &r)
+			r.Reasons = append(r.Reasons, stalls.Reasons(begin.Add(time.Minute), &r)...)
+			list := FindProblems(&r, testSite)
+			var parts []string
+			for _, p := range list {
+				parts = append(parts, p.Part)
+			}
+			if !slices.Equal(parts, tc.want) || list[0].Level != LevelDown || list[0].Mend == "" {
+				t.Errorf("%+v, want %q", list, tc.want)
+			}
+		})
 	}
 }

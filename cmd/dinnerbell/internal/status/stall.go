@@ -11,6 +11,9 @@ import (
 // timeout, a checkpoint of Postgres, a broker's restart.
 const stallLimit = 30 * time.Second
 
+// noProgress is in each reason of a StallDetector, and in no other.
+const noProgress = "no progress for"
+
 // StallDetector watches positions that must move while there is work before them.
 // Liveness checks do not notice a process that answers and does no work.
 type StallDetector struct {
@@ -46,12 +49,12 @@ func (s *StallDetector) observePosition(now time.Time, name, position string, pe
 func (s *StallDetector) Reasons(now time.Time, r *Report) []string {
 	var reasons []string
 	if d := s.observePosition(now, "source", r.Source.AppliedLSN, r.Source.LagBytes != nil && *r.Source.LagBytes > 0); d >= stallLimit {
-		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", *r.Source.LagBytes, d.Round(time.Second)))
+		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and "+noProgress+" %s", *r.Source.LagBytes, d.Round(time.Second)))
 	}
 	for _, l := range r.Lanes {
 		name := fmt.Sprintf("lane %d", l.Partition)
 		if d := s.observePosition(now, name, fmt.Sprint(l.Epoch, l.Shipped), l.Decided > l.Shipped); d >= stallLimit {
-			reasons = append(reasons, fmt.Sprintf("%s: step %d is decided, %d is shipped, and no progress for %s",
+			reasons = append(reasons, fmt.Sprintf("%s: step %d is decided, %d is shipped, and "+noProgress+" %s",
 				name, l.Decided, l.Shipped, d.Round(time.Second)))
 		}
 	}
