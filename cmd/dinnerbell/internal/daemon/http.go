@@ -33,12 +33,16 @@ func hostOf(at net.Addr) string {
 	return host
 }
 
-// newHTTPServer makes the server of the TCP listener.
+// newHTTPServer makes the server of the TCP listener. The listener answers to its own name,
+// which no stranger has given it.
 func (s *supervisor) newHTTPServer(readOnly http.Handler, at net.Addr) *httpserve.Server {
-	access := httpserve.Access{Token: s.Config.HTTPToken, Hosts: s.Config.HTTP.Hosts, Loopback: config.IsLoopbackHost(hostOf(at))}
+	own, _, _ := net.SplitHostPort(s.Config.HTTP.Listen) // Validate has tried it
+	access := httpserve.Access{Token: s.Config.HTTPToken, Hosts: append([]string{own}, s.Config.HTTP.Hosts...), Loopback: config.IsLoopbackHost(hostOf(at))}
 	server := &httpserve.Server{Handler: httpserve.ReadOnly(readOnly, access, s.Logger), Log: s.Logger, Patience: httpserve.AnswerPatience}
 	if s.Config.HTTP.TLS.IsSet() {
-		server.Certificate = config.NewCertificateReader(s.Config.HTTP.TLS).Read
+		reader := config.NewCertificateReader(s.Config.HTTP.TLS)
+		_, _ = reader.Read() // the pair of the start, for a first connection in the middle of a renewal, which tells an error too
+		server.Certificate = reader.Read
 	}
 	return server
 }

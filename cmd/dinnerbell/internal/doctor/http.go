@@ -55,27 +55,34 @@ func describeReaders(cfg *config.Config) string {
 }
 
 // answersHTTP reports whether a dinnerbell answers at http.listen, asked as the
-// configuration says: with its certificate and its token.
+// configuration says: with its certificate and its token. One that was started before TLS
+// was set up answers without both.
 func answersHTTP(ctx context.Context, cfg *config.Config) bool {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	scheme := "http"
-	transport := &http.Transport{DisableKeepAlives: true}
-	if cfg.HTTP.TLS.IsSet() {
-		pair, err := config.NewCertificateReader(cfg.HTTP.TLS).Read()
-		if err != nil {
-			return false
-		}
-		scheme, transport.TLSClientConfig = "https", trustOnly(pair)
-	}
+	plain := &http.Transport{DisableKeepAlives: true}
 	token, err := cfg.HTTPToken()
 	if err != nil {
 		return false
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+cfg.HTTP.Listen+"/api/status", http.NoBody)
+	if !cfg.HTTP.TLS.IsSet() {
+		return answersAt(ctx, "http://"+cfg.HTTP.Listen, token, plain)
+	}
+	pair, err := config.NewCertificateReader(cfg.HTTP.TLS).Read()
 	if err != nil {
 		return false
 	}
+	return answersAt(ctx, "https://"+cfg.HTTP.Listen, token, &http.Transport{DisableKeepAlives: true, TLSClientConfig: trustOnly(pair)}) ||
+		answersAt(ctx, "http://"+cfg.HTTP.Listen, "", plain)
+}
+
+// answersAt reports whether a dinnerbell answers at a URL. An empty token is not sent.
+func answersAt(ctx context.Context, url, token string, transport *http.Transport) bool {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/api/status", http.NoBody)
+	if err != nil {
+		return false
+	}
+	req.Host = "localhost" // a listener without a token answers to no name of somebody's own
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
