@@ -216,7 +216,7 @@ func (e *connectTrouble) fromError() (Trouble, bool) {
 		return Trouble{"no primary", "name all servers in " + e.key + ": postgres://…@db1:5432,db2:5432/…?target_session_attrs=read-write"}, true
 	}
 	if strings.Contains(text, refusedTLS) {
-		return Trouble{"the server takes no TLS", "ALTER SYSTEM SET ssl = on, with a certificate in ssl_cert_file; then SELECT pg_reload_conf(); or, in a network of your own alone, set sslmode=disable in " + e.key}, true
+		return Trouble{"the server takes no TLS", "ALTER SYSTEM SET ssl = on; SELECT pg_reload_conf(); -- with a certificate in ssl_cert_file; or, in a network of your own alone, set sslmode=disable in " + e.key}, true
 	}
 	return Trouble{}, false
 }

@@ -1,12 +1,14 @@
 package doctor
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 )
 
@@ -97,5 +99,18 @@ func TestStatementsStandAlone(t *testing.T) {
 		if got := Statements(fix); !slices.Equal(got, want) {
 			t.Errorf("%s: %q", fix, got)
 		}
+	}
+}
+
+// The remedy for a server without TLS has statements, and no prose between them.
+func TestStatementsOfAServerWithoutTLS(t *testing.T) {
+	t.Parallel()
+	o, err := postgres.Parse("postgres://bell@db:5432/de?sslmode=require")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fix := postgres.ExplainConnect(t.Context(), errors.New("server refused TLS connection"), o, "source.url").Fix
+	if got := Statements(fix); !slices.Equal(got, []string{"ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"}) {
+		t.Errorf("%q", got)
 	}
 }
