@@ -29,7 +29,7 @@ func (s *Service) watchReach(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		var found Unreached
-		if s.isHeldUp() {
+		if st := s.Status(); st.isHeldUp() {
 			found = s.askSystems(ctx)
 		}
 		if ctx.Err() != nil {
@@ -47,9 +47,8 @@ func (s *Service) watchReach(ctx context.Context) {
 }
 
 // isHeldUp reports whether an error keeps lanes from running that is no halt.
-func (s *Service) isHeldUp() bool {
-	st := s.Status()
-	return len(st.Lanes) == 0 && st.LastError != "" || slices.ContainsFunc(st.Lanes, func(l LaneStatus) bool {
+func (s *Status) isHeldUp() bool {
+	return len(s.Lanes) == 0 && s.LastError != "" || slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool {
 		return l.LastError != "" && (l.State == LaneTakeover || l.State == LaneStopped)
 	})
 }

@@ -126,6 +126,9 @@ func (s *Service) Status() Status {
 	for _, l := range gone {
 		l.addFigures(&out)
 	}
+	if !out.isHeldUp() {
+		out.Unreached = Unreached{} // found before the trouble was over
+	}
 	known := len(lanes) + len(gone) - out.FiguresMissing
 	out.FiguresUnknown = known == 0 && (len(lanes)+len(gone) > 0 || !out.Assigned)
 	return out
