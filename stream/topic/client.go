@@ -129,7 +129,7 @@ func connectHint(err error) string {
 	}
 	// What is made SaslAuthenticationFailed by an Is of its own says itself what mends it.
 	if failed, ok := errors.AsType[*kerr.Error](err); ok && failed == kerr.SaslAuthenticationFailed {
-		return "are kafka.sasl.username and kafka.sasl.password, or the keys of kafka.sasl.aws, those of a user that the brokers know for kafka.sasl.mechanism?"
+		return "are kafka.sasl.username and kafka.sasl.password, the token of OAUTHBEARER, or the keys of kafka.sasl.aws, those of a user that the brokers know for kafka.sasl.mechanism?"
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return takesTLS

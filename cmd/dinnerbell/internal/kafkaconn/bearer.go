@@ -4,30 +4,53 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/oauth"
 )
 
 // bearer is OAUTHBEARER with a token that is read anew for each connection and for each new
 // session on one. The client calls every refusal "unexpected data"; bearer gives the reason.
-type bearer struct{ cfg config.SASL }
+// It is a hook of the client too: of a refusal by an error code alone, as Redpanda sends it,
+// the mechanism does not learn.
+type bearer struct {
+	cfg config.SASL
+
+	mu   sync.Mutex // guards sent
+	sent string     // the token of the last login
+}
 
 // Name implements sasl.Mechanism.
-func (bearer) Name() string { return config.OAuthBearer }
+func (*bearer) Name() string { return config.OAuthBearer }
+
+// OnBrokerConnect implements kgo.HookBrokerConnect. err is that of the login too.
+func (m *bearer) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
+	if errors.Is(err, kerr.SaslAuthenticationFailed) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.cfg.ForgetToken(m.sent)
+	}
+}
 
 // Authenticate implements sasl.Mechanism.
-func (m bearer) Authenticate(ctx context.Context, host string) (sasl.Session, []byte, error) {
+func (m *bearer) Authenticate(ctx context.Context, host string) (sasl.Session, []byte, error) {
 	token, err := m.cfg.RevealToken()
 	if err != nil {
 		return nil, nil, err
 	}
+	m.mu.Lock()
+	m.sent = token
+	m.mu.Unlock()
 	extensions, err := m.cfg.ParseExtensions()
 	if err != nil {
 		return nil, nil, err

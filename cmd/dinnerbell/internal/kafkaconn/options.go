@@ -35,6 +35,9 @@ func Options(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 	opts = append(opts, kgo.Dialer(boundAnswers(dial, unauthenticatedAnswers(cfg.SASL))))
 	if m := saslMechanism(cfg.SASL); m != nil {
 		opts = append(opts, kgo.SASL(m))
+		if hook, ok := m.(kgo.HookBrokerConnect); ok {
+			opts = append(opts, kgo.WithHooks(hook))
+		}
 	}
 	return opts
 }
@@ -100,7 +103,7 @@ func saslMechanism(cfg config.SASL) sasl.Mechanism {
 	case "SCRAM-SHA-512":
 		return boundedScram{scram.Sha512(scramAuth)}
 	case config.OAuthBearer:
-		return bearer{cfg}
+		return &bearer{cfg: cfg}
 	case config.AWSMSKIAM:
 		return aws.ManagedStreamingIAM(func(context.Context) (aws.Auth, error) {
 			found, err := cfg.RevealAWS()
