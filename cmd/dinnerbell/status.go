@@ -145,7 +145,7 @@ func printProblems(row func(name, format string, args ...any), r *status.Report)
 			continue // they have a line of their own
 		}
 		row(problemNames[p.Level], "%s: %s", p.Part, p.What)
-		row("", "since %s; to mend: %s", p.Since.UTC().Format("15:04:05"), p.Mend)
+		row("", "since %s; to mend: %s", momentText(p.Since, time.Now()), p.Mend)
 	}
 	if len(r.Problems) > 0 {
 		return
@@ -157,6 +157,14 @@ func printProblems(row func(name, format string, args ...any), r *status.Report)
 		row("HALTED", "%s: %s", h.Part, h.What)
 		row("", "to mend: %s", h.Hint)
 	}
+}
+
+// momentText writes a moment in UTC, with its day where it is not of the last hours.
+func momentText(t, now time.Time) string {
+	if now.Sub(t).Abs() < 12*time.Hour {
+		return t.UTC().Format("15:04:05")
+	}
+	return t.UTC().Format(time.DateTime)
 }
 
 // slotText describes the slot as far as it is known.
@@ -198,10 +206,10 @@ func figuresNote(f *status.Figures) string {
 		return note
 	}
 	if !f.AsOf.IsZero() {
-		note += ", as of " + f.AsOf.UTC().Format("15:04:05")
+		note += ", as of " + momentText(f.AsOf, time.Now())
 	}
 	if f.LanesMissing > 0 {
-		note += fmt.Sprintf(", without %d lanes that are not taken over yet", f.LanesMissing)
+		note += fmt.Sprintf(", without lanes that are not taken over yet (%d)", f.LanesMissing)
 	}
 	return note
 }

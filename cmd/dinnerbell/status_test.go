@@ -57,3 +57,17 @@ func checkText(t *testing.T, r status.Report, wanted ...string) {
 		}
 	}
 }
+
+// A problem of yesterday does not read as one of this morning.
+func TestMomentHasItsDay(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 5, 4, 9, 0, 0, 0, time.UTC)
+	for _, tc := range []struct {
+		t    time.Time
+		want string
+	}{{now.Add(-time.Hour), "08:00:00"}, {now.Add(-25 * time.Hour), "2026-05-03 08:00:00"}} {
+		if got := momentText(tc.t, now); got != tc.want {
+			t.Errorf("%s, want %s", got, tc.want)
+		}
+	}
+}
