@@ -184,19 +184,19 @@ const noFigures = "not known: this process has not taken over a lane yet"
 // campaignsText returns the counts of campaigns.
 func campaignsText(r *status.Report) string {
 	c := &r.Campaigns
-	if c.Live == nil {
+	if r.FiguresUnknown() {
 		return noFigures
 	}
-	return fmt.Sprintf("%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(*c.Live),
-		terminal.Thousands(*c.Scheduled), terminal.Thousands(*c.Expired), terminal.Thousands(*c.Dead)) + figuresNote(r.Figures)
+	return fmt.Sprintf("%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(c.Live),
+		terminal.Thousands(c.Scheduled), terminal.Thousands(c.Expired), terminal.Thousands(c.Dead)) + figuresNote(r.Figures)
 }
 
 // notificationsText returns the counts of notifications.
 func notificationsText(r *status.Report) string {
-	if r.Notifications.Decided == nil {
+	if r.FiguresUnknown() {
 		return noFigures
 	}
-	return fmt.Sprintf("%s decided, %s shipped", terminal.Thousands(*r.Notifications.Decided), terminal.Thousands(*r.Notifications.Shipped)) + figuresNote(r.Figures)
+	return fmt.Sprintf("%s decided, %s shipped", terminal.Thousands(r.Notifications.Decided), terminal.Thousands(r.Notifications.Shipped)) + figuresNote(r.Figures)
 }
 
 // figuresNote says which counts are not of now; "" where all are.

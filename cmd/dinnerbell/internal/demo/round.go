@@ -207,10 +207,10 @@ func (d *deployment) awaitNotifications(ctx context.Context, expected int64) err
 	if s.Figures != nil {
 		return errors.New("a lane does not run")
 	}
-	if shipped := *s.Notifications.Shipped; shipped < expected {
+	if shipped := s.Notifications.Shipped; shipped < expected {
 		return fmt.Errorf("%d of %d notifications are shipped", shipped, expected)
 	}
-	if live, scheduled := *s.Campaigns.Live, *s.Campaigns.Scheduled; len(s.Lanes) != lanes || read != written || live+scheduled > 0 {
+	if live, scheduled := s.Campaigns.Live, s.Campaigns.Scheduled; len(s.Lanes) != lanes || read != written || live+scheduled > 0 {
 		return fmt.Errorf("%d of %d messages read, %d campaigns live, %d scheduled", read, written, live, scheduled)
 	}
 	return nil

@@ -307,7 +307,7 @@ func TestStreamOfAClientThatNeverReadsEnds(t *testing.T) {
 func TestFiguresThatAreNotOfNow(t *testing.T) {
 	t.Parallel()
 	n := int64(1234)
-	r := &status.Report{Lanes: []status.Lane{{State: "takeover"}}, Source: status.Source{State: "connecting"}, Figures: &status.Figures{}}
+	r := &status.Report{Lanes: []status.Lane{{State: "takeover"}}, Source: status.Source{State: "connecting"}, Figures: &status.Figures{Unknown: true}}
 	look := func(want []string, bad ...string) {
 		t.Helper()
 		body := get(t, newPage(t, r, nil, nil, nil), "/").Body.String()
@@ -324,8 +324,8 @@ func TestFiguresThatAreNotOfNow(t *testing.T) {
 	}
 	look([]string{`<b data-value="live">–</b>`, `<b data-value="shipped">–</b>`, "not known: no lane is taken over yet", "none was finished in the last 0 s", "none is seen while lanes do not run", `<td class="r">–</td>`},
 		"15 min</dd>", "without a limit", "none waits", "keeps 0 B", "0.0 ms")
-	r.Figures.AsOf = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
-	r.Campaigns.Live, r.Campaigns.Scheduled, r.Notifications.Decided, r.Notifications.Shipped = &n, &n, &n, &n
+	r.Figures = &status.Figures{AsOf: time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)}
+	r.Campaigns.Live, r.Campaigns.Scheduled, r.Notifications.Decided, r.Notifications.Shipped = n, n, n, n
 	look([]string{`<b data-value="live">1,234</b>`, `<b data-value="shipped">1,234</b>`, "last known, as of 12:00:00"}, "not known: no lane")
 	r.Stopping, r.Problems = true, []status.Problem{{Part: "daemon", Level: status.LevelWork, What: "the daemon ends", Mend: "nothing to do"}}
 	look([]string{"<strong>Stopping</strong>", "The daemon ends."})

@@ -296,10 +296,15 @@ func (v *view) Connected() bool {
 // known.
 func (v *view) Waiting() int64 {
 	n := v.Status.Notifications
-	if n.Decided == nil || n.Shipped == nil {
-		return 0
+	return max(0, n.Decided-n.Shipped)
+}
+
+// IfKnown returns a count of campaigns or notifications; nil where nobody knows them yet.
+func (v *view) IfKnown(n int64) *int64 {
+	if v.Status.FiguresUnknown() {
+		return nil
 	}
-	return max(0, *n.Decided-*n.Shipped)
+	return &n
 }
 
 // FiguresNote says which of the counts of campaigns and notifications are not of now; ""
@@ -307,7 +312,7 @@ func (v *view) Waiting() int64 {
 func (v *view) FiguresNote() string {
 	f := v.Status.Figures
 	switch {
-	case f == nil || v.Status.Notifications.Shipped == nil:
+	case f == nil || f.Unknown:
 		return ""
 	case !f.AsOf.IsZero():
 		return "last known, as of " + f.AsOf.UTC().Format("15:04:05")

@@ -215,12 +215,12 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	if !r.hasFigures() {
 		return
 	}
-	gaugeKnown(gauge, descCampaigns, r.Campaigns.Live, "live")
-	gaugeKnown(gauge, descCampaigns, r.Campaigns.Scheduled, "scheduled")
-	gaugeKnown(gauge, descOfLanes, r.Notifications.Decided, "decided")
-	gaugeKnown(gauge, descOfLanes, r.Notifications.Shipped, "shipped")
-	gaugeKnown(gauge, descEnded, r.Campaigns.Expired, "expired")
-	gaugeKnown(gauge, descEnded, r.Campaigns.Dead, "dead")
+	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
+	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
+	gauge(descOfLanes, float64(r.Notifications.Decided), "decided")
+	gauge(descOfLanes, float64(r.Notifications.Shipped), "shipped")
+	gauge(descEnded, float64(r.Campaigns.Expired), "expired")
+	gauge(descEnded, float64(r.Campaigns.Dead), "dead")
 }
 
 // hasFigures reports whether the counts of campaigns and notifications are those of now,

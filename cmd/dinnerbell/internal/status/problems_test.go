@@ -98,13 +98,13 @@ func TestStoppingIsNoTrouble(t *testing.T) {
 	}
 }
 
-// Counts that nobody knows are null, and no metric; those of before say of when they are.
+// Counts that nobody knows are 0 with a word beside them, and no metric; those of before say of when they are.
 func TestFiguresThatAreNotOfNow(t *testing.T) {
 	t.Parallel()
 	m, _ := healthy()
 	r := NewReport("dev", m, stream.Status{FiguresUnknown: true}, true)
 	text := get(t, r, "GET", "/api/status").Body.String()
-	for _, want := range []string{`"live":null`, `"scheduled":null`, `"notifications":{"decided":null,"shipped":null},"figures":{}`} {
+	for _, want := range []string{`"live":0`, `"scheduled":0`, `"notifications":{"decided":0,"shipped":0},"figures":{"unknown":true}`} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s is not in %s", want, text)
 		}

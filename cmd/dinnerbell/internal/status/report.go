@@ -177,18 +177,18 @@ type Lane struct {
 // campaignsReport counts campaigns under way now, and campaigns since the
 // deployment began. null: not known.
 type campaignsReport struct {
-	Live      *int64 `json:"live"`
-	Scheduled *int64 `json:"scheduled"`
-	Expired   *int64 `json:"expired"`
-	Dead      *int64 `json:"dead"`
-	Parked    int64  `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
-	Paused    int64  `json:"paused"` // by an operator
+	Live      int64 `json:"live"`
+	Scheduled int64 `json:"scheduled"`
+	Expired   int64 `json:"expired"`
+	Dead      int64 `json:"dead"`
+	Parked    int64 `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
+	Paused    int64 `json:"paused"` // by an operator
 }
 
-// notificationsReport counts notifications since the deployment began. null: not known.
+// notificationsReport counts notifications since the deployment began; see Figures.
 type notificationsReport struct {
-	Decided *int64 `json:"decided"`
-	Shipped *int64 `json:"shipped"`
+	Decided int64 `json:"decided"`
+	Shipped int64 `json:"shipped"`
 }
 
 // Figures says what is not of now in the counts of campaigns and notifications. It is
@@ -200,6 +200,9 @@ type Figures struct {
 	// LanesMissing is how many lanes have no share, because this process has not taken
 	// them over yet.
 	LanesMissing int `json:"lanes_missing,omitempty"`
+	// Unknown reports that this process has not taken over any lane yet: the counts are 0,
+	// and say nothing.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // unreachedReport names the systems that do not answer while lanes do not run, with the
@@ -273,15 +276,18 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 // setFigures fills in the counts of campaigns and notifications.
 func (r *Report) setFigures(s *stream.Status) {
 	if !s.FiguresAt.IsZero() || s.FiguresMissing > 0 || s.FiguresUnknown {
-		r.Figures = &Figures{AsOf: s.FiguresAt.UTC(), LanesMissing: s.FiguresMissing}
+		r.Figures = &Figures{AsOf: s.FiguresAt.UTC(), LanesMissing: s.FiguresMissing, Unknown: s.FiguresUnknown}
 	}
 	if s.FiguresUnknown {
 		return
 	}
 	c, n := s.Campaigns, s.Notifications
-	r.Campaigns.Live, r.Campaigns.Scheduled, r.Campaigns.Expired, r.Campaigns.Dead = &c.Live, &c.Scheduled, &c.Expired, &c.Dead
-	r.Notifications.Decided, r.Notifications.Shipped = &n.Decided, &n.Shipped
+	r.Campaigns.Live, r.Campaigns.Scheduled, r.Campaigns.Expired, r.Campaigns.Dead = c.Live, c.Scheduled, c.Expired, c.Dead
+	r.Notifications.Decided, r.Notifications.Shipped = n.Decided, n.Shipped
 }
+
+// FiguresUnknown reports whether nobody knows the counts of campaigns and notifications yet.
+func (r *Report) FiguresUnknown() bool { return r.Figures != nil && r.Figures.Unknown }
 
 // SetStopping makes the report that of a daemon that was asked to end. Its lanes end one
 // after another, which is no trouble and says nothing about the other members of the
