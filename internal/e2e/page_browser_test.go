@@ -36,7 +36,7 @@ type browser struct {
 	t      *testing.T
 	ctx    context.Context
 	stop   context.CancelFunc
-	origin string // http://host:port/
+	origin string // http://host:port/; the test changes it under mu
 
 	mu       sync.Mutex // guards what follows
 	away     bool       // the daemon is down: failed requests are expected
@@ -108,6 +108,15 @@ func evaluate[T any](b *browser, expression string) T {
 func (b *browser) open() {
 	b.t.Helper()
 	b.run(chromedp.Navigate(b.origin), chromedp.WaitReady(chromedp.CSS(`body[data-live=yes]`)))
+}
+
+// visit opens the page under another address.
+func (b *browser) visit(origin string) {
+	b.t.Helper()
+	b.mu.Lock()
+	b.origin = origin
+	b.mu.Unlock()
+	b.open()
 }
 
 // note notes what the tab asks for and complains about.

@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/relay"
 	"dinnerbell/internal/testenv/workload"
 )
 
@@ -135,6 +138,7 @@ func TestPage(t *testing.T) {
 	p.compareWithStatus(b)
 	p.checkLooks(b)
 	p.checkWithoutScripts(b)
+	p.checkSilentStream(b)
 	p.checkFullDisk(b)
 	p.checkLostKafka(b)
 	p.checkDeadPostgres(b)
@@ -266,6 +270,27 @@ func (p *pageDeployment) checkWrong(b *browser, name, class string, want ...stri
 	}
 	b.checkAccessible(name)
 	b.shoot(name, 560)
+}
+
+// checkSilentStream loses all bytes of the page's connections and closes none, as where a
+// machine on the way has lost power: the page says so, and goes on over a new connection.
+func (p *pageDeployment) checkSilentStream(b *browser) {
+	p.Helper()
+	var lossless atomic.Bool // connections that begin from then on
+	r, err := relay.StartRelay(relay.Options{Route: func(*bufio.Reader) (relay.Route, error) {
+		return relay.Route{Upstream: strings.TrimSuffix(strings.TrimPrefix(p.origin, "http://"), "/"), Exempt: lossless.Load()}, nil
+	}})
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer r.Close()
+	b.visit("http://" + r.Address() + "/")
+	lossless.Store(true)
+	r.Disturb(relay.FromServer, relay.Faults{BlackHole: true})
+	r.Disturb(relay.FromClient, relay.Faults{BlackHole: true})
+	b.awaitText("#lost", "No answer from the daemon since")
+	b.awaitText("#connection", "live")
+	b.visit(p.origin)
 }
 
 func (p *pageDeployment) checkFullDisk(b *browser) {

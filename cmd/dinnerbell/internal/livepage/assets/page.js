@@ -12,6 +12,8 @@
   let heard = Date.now();
   let stale = false;
   let polling = false;
+  let events = null; // the stream
+  let opened = 0; // when it was opened last
 
   // replaceSection puts new HTML into a section. The server has escaped it. A section in
   // which the reader has selected text, to copy it, waits for the next change.
@@ -50,25 +52,35 @@
     document.title = "No answer – dinnerbell";
     document.body.classList.add("stale");
   }
-  setInterval(noteSilence, 1000);
+  setInterval(() => { noteSilence(); replaceSilentStream(); }, 1000);
 
   // The stream. A browser gives up on an answer that is no stream (the daemon has too many,
   // or a proxy answers for it); then the page is asked for instead, until a stream works.
   function openStream() {
-    const events = new EventSource("/live/events");
-    events.addEventListener("page", (e) => {
+    events?.close();
+    const stream = new EventSource("/live/events");
+    events = stream;
+    opened = Date.now();
+    stream.addEventListener("page", (e) => {
       const page = JSON.parse(e.data);
       polling = false;
       noteHeard(page.version);
       for (const [name, html] of Object.entries(page.sections)) replaceSection(name, html);
       document.body.dataset.live = "yes";
     });
-    events.addEventListener("samples", (e) => addSamples(JSON.parse(e.data)));
-    events.onerror = () => {
-      if (events.readyState !== EventSource.CLOSED) return; // it connects again by itself
-      events.close();
+    stream.addEventListener("samples", (e) => addSamples(JSON.parse(e.data)));
+    stream.onerror = () => {
+      if (stream !== events || stream.readyState !== EventSource.CLOSED) return; // it connects again by itself
+      stream.close();
       pollPage().finally(() => setTimeout(openStream, reconnectAfter));
     };
+  }
+
+  // replaceSilentStream opens a new stream in the place of a silent one. A browser does not
+  // notice that the other end is gone without a word (a machine without power, a changed
+  // network), and it may end a stream without an event.
+  function replaceSilentStream() {
+    if (Date.now() - Math.max(heard, opened) >= silentAfter) openStream();
   }
 
   async function pollPage() {
