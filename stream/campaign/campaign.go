@@ -4,6 +4,7 @@
 package campaign
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 )
@@ -35,8 +36,13 @@ func (c *Campaign) Size() int {
 	return 256 + len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 }
 
+// byteOrderMark stands before the UTF-8 text of some editors and of .NET. The mark is
+// no part of the JSON (RFC 8259, section 8.1), and readers may ignore it.
+var byteOrderMark = []byte("\ufeff")
+
 // Parse decodes and validates one message; a nil value is a tombstone.
 func Parse(value []byte) (*Campaign, *Refusal) {
+	value = bytes.TrimPrefix(value, byteOrderMark)
 	if c, ok := scanPlain(value); ok {
 		return c, c.validate()
 	}

@@ -64,6 +64,7 @@ func acceptedMessages(t testing.TB) map[string]string {
 		"the last second of 9999":     edit(t, `2659207116`, `253402300799`),
 		"the first second of 1970":    edit(t, `1659131516`, `0`),
 		"white space around":          " \n" + contractExample + "\t",
+		"a byte order mark":           "\ufeff" + contractExample,
 		"a whole float":               edit(t, `1659203516`, `1659203516.0`),
 		"an exponent":                 edit(t, `1659203516`, `1.659203516e9`),
 		"a large exponent":            edit(t, `1659203516`, `16592035160000e-4`),

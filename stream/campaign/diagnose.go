@@ -25,7 +25,6 @@ var knownPrefixes = []struct{ prefix, what string }{
 	{"PK\x03\x04", "a ZIP file; send JSON"},
 	{"Obj\x01", "an Avro file; send JSON"},
 	{"\xac\xed\x00\x05", "a serialized Java object; send JSON"},
-	{"\xef\xbb\xbf", "text behind a byte order mark (EF BB BF); send UTF-8 without the mark"},
 	{"\xff\xfe", "UTF-16; send UTF-8"},
 	{"\xfe\xff", "UTF-16; send UTF-8"},
 }

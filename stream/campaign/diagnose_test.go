@@ -39,7 +39,6 @@ func TestReasonsNameTheMistake(t *testing.T) {
 		{"Avro", "\x00\x00\x00\x00\x07\x02\xff", "schema registry's prefix"},
 		{"gzip", "\x1f\x8b\x08\x00", "gzip"},
 		{"zstd", "\x28\xb5\x2f\xfd", "zstd"},
-		{"a byte order mark", "\ufeff" + contractExample, "byte order mark (EF BB BF); send UTF-8 without"},
 		{"UTF-16", "\xff\xfe{\x00", "UTF-16"},
 		{"Windows-1251", edit(t, "first", "\xd1\xea"), "byte 0xd1 at offset 14"},
 		{"a text", "Гоша:Хороший", `not JSON: it begins with "Гоша:Хороший"`},

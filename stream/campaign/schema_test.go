@@ -22,7 +22,7 @@ func TestCampaignSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	validate := func(value string) error {
-		v, err := jsonschema.UnmarshalJSON(strings.NewReader(value))
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(strings.TrimPrefix(value, "\ufeff")))
 		if err != nil {
 			return err
 		}
