@@ -259,7 +259,7 @@ func TestUndoWhileTheMemoryForgets(t *testing.T) {
 			svc, _ := w.start()
 			w.awaitReady(svc)
 			first := w.campaign("c", "r1")
-			first.Start = time.Now().Unix() + 3
+			first.Start = time.Now().Unix() + 6
 			w.produceAll(0, encodeCampaign(first), encodeCampaign(w.campaign("o", "none")))
 			w.awaitOffset(0, 2)
 			second := first

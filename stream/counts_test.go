@@ -89,9 +89,10 @@ func TestCutOffCampaignsCount(t *testing.T) {
 	w := newDeployment(t, 1, map[string][]string{"big": clients("0000", 20_000)})
 	w.cfg.StepClients = 20
 	w.slowSteps("0.02") // a thousand steps
-	_, stop := w.start()
+	first, stop := w.start()
+	w.awaitReady(first)
 	cut, cancelled := w.campaign("cut", "big"), w.campaign("cancelled", "big")
-	cut.End = time.Now().Unix() + 4
+	cut.End = time.Now().Unix() + 8
 	w.produce(0, encodeCampaign(cancelled), encodeCampaign(cut))
 	begun := func(id string) {
 		envtest.Until(t, patience, func() error {

@@ -238,7 +238,7 @@ func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 		return nil
 	})
 	c := w.campaign("c", "big")
-	c.End = time.Now().Unix() + 3
+	c.End = time.Now().Unix() + 5
 	w.produce(0, encodeCampaign(c))
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); time.Now().Unix() <= c.End || s.Campaigns.Live > 0 || s.Notifications.Decided != s.Notifications.Shipped {
