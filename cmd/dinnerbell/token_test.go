@@ -127,14 +127,15 @@ func (p *patient) doctorNamesTokens(file *tokenFile) {
 	p.look(ill{"kafka.connection", "ok", "not encrypted, OAUTHBEARER as bell", "-"})
 }
 
-// worksWithTokenFile runs the daemon through the end of its first token, and through a time
-// in which nobody has renewed the second one.
+// worksWithTokenFile runs the daemon through the end of a token, and through a time in which
+// nobody has renewed the next one. Until the daemon is ready, which other tests may hold up,
+// it has a token of an hour.
 func (p *patient) worksWithTokenFile(file *tokenFile) {
 	p.t.Helper()
-	end := time.Now().Add(15 * time.Second)
-	file.write(newToken(end, 1))
 	stop, ended, log := p.daemon()
 	envtest.Until(p.t, time.Minute, p.ready)
+	end := time.Now().Add(15 * time.Second)
+	file.write(newToken(end, 1))
 	p.delivers("with the first token")
 	second := end.Add(8 * time.Second)
 	file.write(newToken(second, 2))
