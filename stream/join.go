@@ -125,20 +125,26 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	if clients.Len() > 0 {
 		st.picks = append(st.picks, &clientPick{live: l, clients: clients, guarded: guarded})
 	}
-	if done {
-		if l.cursor == "" && !l.rejoins { // the restaurant has no client
-			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
-		}
-		r := st.noteProgress(l, sink.StateFinished)
-		r.skipped, r.looked = had, looked
-		if l.resumedAt == "" {
-			r.audience = &l.passed // it changes no more
-		}
-	} else {
+	st.noteLooked(l, looked, had, done)
+	return used, done, nil
+}
+
+// noteLooked records in the campaign's row how many clients this step has looked at, and
+// those of them who had the campaign. done: no client is left.
+func (st *step) noteLooked(l *liveCampaign, looked int64, had skippedClients, done bool) {
+	if !done {
 		r := st.noteProgress(l, l.stateOnTheWay())
 		r.skipped, r.looked, r.audience = had, looked, l.audience.Load()
+		return
 	}
-	return used, done, nil
+	if l.cursor == "" && !l.rejoins { // the restaurant has no client
+		st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
+	}
+	r := st.noteProgress(l, sink.StateFinished)
+	r.skipped, r.looked = had, looked
+	if l.resumedAt == "" {
+		r.audience = &l.passed // it changes no more
+	}
 }
 
 // dropUnservable removes clients who cannot be notified, since their id does not fit

@@ -204,7 +204,8 @@ func nextCommand(c *operator.ListedCampaign, now time.Time) string {
 	return ""
 }
 
-// note says why a campaign does not go out, and the command that lets it; "" if it does.
+// note returns the reason for which the campaign is held, and the command that releases it;
+// "" if nothing holds it.
 func (item *campaignItem) note() string {
 	text := ""
 	switch {

@@ -145,7 +145,7 @@ func TestCampaignItems(t *testing.T) {
 	}
 }
 
-// A campaign that does not go out says why, and with which command it does.
+// The list gives the reason for which a campaign is held, and the command that releases it.
 func TestCampaignNotes(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(5000, 0)

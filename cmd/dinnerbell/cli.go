@@ -116,7 +116,7 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	return a.reportError(a.nameInterrupt(ctx, command.Run(a)))
 }
 
-// commandOf returns the command whose help tells what is wrong in a command line.
+// commandOf returns the command to which a wrong command line belongs.
 func commandOf(err error) string {
 	name := "dinnerbell"
 	parse, ok := errors.AsType[*kong.ParseError](err)
@@ -150,10 +150,10 @@ type interruptedError struct {
 	err   error
 }
 
-// Error says what happened, and not what failed through it.
+// Error names the interruption, and leaves out the error that it caused.
 func (e *interruptedError) Error() string { return "interrupted before it was done" + e.again }
 
-// Unwrap returns the error of what was interrupted.
+// Unwrap returns the error of the interrupted call.
 func (e *interruptedError) Unwrap() error { return e.err }
 
 // nameInterrupt returns the error that a command ends with after an interrupt.

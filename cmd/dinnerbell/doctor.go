@@ -37,7 +37,7 @@ func (c *doctorCmd) Run(ctx context.Context, a *invocation) error {
 	sections := doctor.Run(ctx, doctor.Options{Config: cfg, File: a.configFile, Env: a.env, Logger: a.newLogger(cfg)})
 	bar.Finish()
 	if ctx.Err() != nil {
-		return ctx.Err() // what was not looked at is not unknown
+		return ctx.Err() // an interrupted check has no result
 	}
 	if c.JSON {
 		err = c.printJSON(a, sections)

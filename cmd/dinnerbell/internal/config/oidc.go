@@ -209,7 +209,7 @@ func (c OIDC) isSet() bool {
 	return c.TokenURL != "" || c.ClientID.IsSet() || c.ClientSecret.IsSet() || c.Scope != "" || c.CA != ""
 }
 
-// check reports what is wrong with the settings, without asking the endpoint.
+// check validates the settings, without asking the endpoint.
 func (c OIDC) check() []error {
 	out := needSecrets(keyOIDC, map[string]Secret{"oidc.client_id": c.ClientID, "oidc.client_secret": c.ClientSecret})
 	u, err := url.Parse(c.TokenURL)
