@@ -27,7 +27,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities fuzz
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,13 @@ chaos: build ## break everything around the daemon and compare both sinks with a
 	@[ "$(BROKER)" != kafka ] || scripts/install-tools.sh java
 	go build -o bin/chaos ./scripts/chaos
 	bin/chaos -rounds $(ROUNDS) -first $(FIRST) -seed $(SEED) -broker $(BROKER) -daemons $(DAEMONS) -seconds $(LENGTH) -faults $(FAULTS)
+
+MINUTES ?= 30
+
+soak: build ## a moderate load with faults for MINUTES=30, both sinks compared, and no figure of the process or the tables may leak: SEED= BROKER=kafka|kfake
+	@[ "$(BROKER)" != kafka ] || scripts/install-tools.sh java
+	go build -o bin/chaos ./scripts/chaos
+	bin/chaos -soak $(MINUTES) -seed $(SEED) -broker $(BROKER) -out build/soak.json -samples build/soak.jsonl -keep build/soak
 
 bench: build-bench ## measure the daemon beside limits and a hand-written consumer, into build/bench.json (an hour)
 	bin/bench $(BENCHFLAGS)

@@ -33,6 +33,7 @@ type daemonProcess struct {
 	dir    string // state.dir
 	log    string // path
 	http   string // host:port
+	env    []string
 	links  *network.Links
 
 	// A fault that works on the process or on state.dir holds busy.
@@ -57,6 +58,7 @@ func (d *daemonProcess) startProcess() error {
 	}
 	cmd := exec.Command(d.binary, "-c", d.config, "run")
 	cmd.Dir = filepath.Dir(d.config)
+	cmd.Env = append(os.Environ(), d.env...)
 	child, err := testenv.StartChild(cmd, d.log, syscall.SIGKILL)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", d.name, err)

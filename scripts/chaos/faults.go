@@ -26,7 +26,9 @@ const (
 	faultDamage   = "state.damage"  // with SIGKILL: changes one byte in one file of the store
 	faultCommit   = "commit.lost"
 	faultEndTxn   = "endtxn.lost"
-	faultLink     = "link" // in the schedule only; drawParameters replaces it
+	faultEnd      = "daemon.terminate" // SIGTERM, of a soak
+	faultShutdown = "postgres.restart" // a fast shutdown, of a soak
+	faultLink     = "link"             // in the schedule only; drawParameters replaces it
 
 	// Commands that an operator may run at any time.
 	faultRebuild    = "operate.rebuild"
@@ -92,7 +94,7 @@ func drawSchedule(rnd *rand.Rand, o *options, length time.Duration) []*history.F
 // drawParameters draws the parameters that the fault's kind needs.
 func drawParameters(f *history.Fault, rnd *rand.Rand) {
 	switch f.Kind {
-	case faultKill:
+	case faultKill, faultEnd:
 		f.Length = random.Duration(rnd, 0, 2*time.Second)
 	case faultPause, faultZombie:
 		f.Length = random.Duration(rnd, 50*time.Millisecond, 3*time.Second)

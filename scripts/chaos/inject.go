@@ -50,7 +50,9 @@ func (in *faultInjector) injectFault(ctx context.Context, f *history.Fault) erro
 	d := in.round.daemons[f.Daemon]
 	switch f.Kind {
 	case faultPostgres:
-		return in.whenFree(ctx, &in.postgres, f, func() error { return in.killPostgres(ctx, f) })
+		return in.whenFree(ctx, &in.postgres, f, func() error { return in.restartPostgres(ctx, f, in.round.servers.postgres.Kill) })
+	case faultShutdown:
+		return in.whenFree(ctx, &in.postgres, f, func() error { return in.restartPostgres(ctx, f, in.round.servers.postgres.Stop) })
 	case faultKafka, faultKfake:
 		return in.whenFree(ctx, &in.broker, f, in.killBroker)
 	case faultCommit:
@@ -67,7 +69,7 @@ func (in *faultInjector) injectFault(ctx context.Context, f *history.Fault) erro
 		return in.whenFree(ctx, &d.operated, f, func() error { return in.changeTable(ctx, f, d) })
 	case faultRebuild, faultVerify, faultCheckpoint, faultReplay, faultResolve: // without d.busy: faults may hit a command
 		return in.whenFree(ctx, &d.operated, f, func() error { return in.runCommand(ctx, f, d) })
-	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
+	case faultKill, faultEnd, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
 		return in.whenFree(ctx, &d.busy, f, func() error { return in.faultProcess(ctx, f, d) })
 	default:
 		l := d.links.Proxies[f.Link]
@@ -97,8 +99,8 @@ func (in *faultInjector) whenFree(ctx context.Context, busy *sync.Mutex, f *hist
 // errSkipped means that the fault had no target; the fault does not count.
 var errSkipped = errors.New("nothing to work on")
 
-func (in *faultInjector) killPostgres(ctx context.Context, f *history.Fault) error {
-	if err := in.round.servers.postgres.Kill(); err != nil {
+func (in *faultInjector) restartPostgres(ctx context.Context, f *history.Fault, stop func() error) error {
+	if err := stop(); err != nil {
 		return err
 	}
 	testenv.Pause(ctx, f.Length)
@@ -128,6 +130,12 @@ func (in *faultInjector) faultProcess(ctx context.Context, f *history.Fault, d *
 		d.killProcess()
 		if f.Leave {
 			in.removeFromGroup(d)
+		}
+		testenv.Pause(ctx, f.Length)
+		return d.startProcess()
+	case faultEnd:
+		if err := d.terminateProcess(); err != nil {
+			return err
 		}
 		testenv.Pause(ctx, f.Length)
 		return d.startProcess()

@@ -151,5 +151,8 @@ func (r *round) keepFolder() error {
 
 // rerunCommand returns the command that runs one round with the same schedule.
 func (o *options) rerunCommand(round int) string {
+	if o.soak > 0 {
+		return fmt.Sprintf("make soak MINUTES=%d SEED=%d BROKER=%s", o.soak, o.seed, o.broker)
+	}
 	return fmt.Sprintf("make chaos ROUNDS=1 FIRST=%d SEED=%d BROKER=%s DAEMONS=%d LENGTH=%d FAULTS=%d", round, o.seed, o.broker, o.daemons, o.seconds, o.faults)
 }

@@ -11,6 +11,10 @@
 // and its workload follow from the seed and the round's number: -first 7
 // -rounds 1 runs round 7 again. Another run repeats the faults and the
 // workload, not the interleavings of threads and networks.
+//
+// -soak 30 runs one round of 30 minutes instead, at a moderate load, samples memory,
+// goroutines, descriptors, disk, tables and WAL all the while, and fails if one of them
+// grows (package slope, slopeLimits).
 package main
 
 import (
@@ -36,6 +40,8 @@ type options struct {
 	daemons       int    // 1: the second daemon runs only while the first one is a zombie
 	seconds       int    // duration of workload and faults, per round
 	faults        int    // per round
+	soak          int    // minutes of the one round of a soak; 0: rounds
+	samples       string // path of a soak's samples
 	limit, slow   time.Duration
 	binary, out   string
 	keep          string // folder for failed rounds
@@ -81,6 +87,8 @@ func parseOptions(args []string) (*options, error) {
 	f.IntVar(&o.daemons, "daemons", 2, "number of daemons that share the lanes: 1 or 2")
 	f.IntVar(&o.seconds, "seconds", 8, "duration of the faults in each round")
 	f.IntVar(&o.faults, "faults", 10, "number of faults in each round")
+	f.IntVar(&o.soak, "soak", 0, "one round of this many minutes at a moderate load, whose samples must show no leak; at least 2")
+	f.StringVar(&o.samples, "samples", "build/soak.jsonl", "path of the samples of a soak")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "time to catch up after the faults; a longer recovery is a failure")
 	f.DurationVar(&o.slow, "slow", 25*time.Second, "the folder of a round with a longer recovery is kept, too, though the round has not failed")
 	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "path of the daemon")
@@ -95,11 +103,16 @@ func parseOptions(args []string) (*options, error) {
 		return nil, fmt.Errorf("-broker %s: kfake or kafka", o.broker)
 	case o.daemons != 1 && o.daemons != 2:
 		return nil, fmt.Errorf("-daemons %d: 1 or 2", o.daemons)
+	case o.soak < 0 || o.soak == 1:
+		return nil, fmt.Errorf("-soak %d: at least 2 minutes, so that there are enough samples", o.soak)
 	case o.rounds < 1 || o.seconds < 1 || o.faults < 0:
 		return nil, errors.New("-rounds and -seconds are at least 1")
 	}
+	if o.soak > 0 {
+		o.rounds, o.daemons, o.seconds = 1, 2, o.soak*60
+	}
 	var err error
-	for _, path := range []*string{&o.binary, &o.out, &o.keep, &o.script} {
+	for _, path := range []*string{&o.binary, &o.out, &o.keep, &o.script, &o.samples} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return nil, fmt.Errorf("resolve %s: %w", *path, err)
 		}
@@ -129,6 +142,10 @@ func run(args []string) (err error) {
 		}
 		total.addRound(r, v, roundErr)
 		fmt.Println(total.roundLine(r, v, roundErr, time.Since(began)))
+		if r.samples != nil {
+			total.Slopes = r.samples.results
+			fmt.Print(formatSlopes(total.Slopes))
+		}
 		if err := r.cleanUp(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err
 		}

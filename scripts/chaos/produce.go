@@ -33,12 +33,12 @@ func newProducer(r *round) (*campaignProducer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &campaignProducer{round: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.servers.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions}}, nil
+	return &campaignProducer{round: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.servers.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions, Life: r.log.Life}}, nil
 }
 
 // sendUntilDone sends messages until ctx ends.
 func (p *campaignProducer) sendUntilDone(ctx context.Context) error {
-	for testenv.Pause(ctx, random.Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
+	for testenv.Pause(ctx, p.round.pace().drawMessagePause(p.author.Random)) {
 		m := p.author.NextMessage(time.Now().Unix())
 		send := p.sendMessage
 		if m.Transaction {

@@ -40,6 +40,7 @@ type round struct {
 	daemons            []*daemonProcess // always two; with -daemons 1 the second one stands in for a zombie
 	writers            []*subscriptionWriter
 	producer           *campaignProducer
+	samples            *sampler                       // nil unless this is a soak
 	startRows          map[int64]history.Subscription // by row id, before the workload
 	transactionNumbers atomic.Int64
 	failedVerifies     atomic.Int64 // verify commands that found a difference during the faults
@@ -60,8 +61,19 @@ func newRound(w *servers, number int) *round {
 	return r
 }
 
-// late reports whether the round's daemons notify late subscribers: every second round.
-func (r *round) late() bool { return r.number%2 == 0 }
+// late reports whether the round's daemons notify late subscribers: every second round,
+// and a soak.
+func (r *round) late() bool { return r.number%2 == 0 || r.servers.opts.soak > 0 }
+
+// length is how long the workload and the faults last.
+func (r *round) length() time.Duration { return time.Duration(r.servers.opts.seconds) * time.Second }
+
+func (r *round) pace() pace {
+	if r.servers.opts.soak > 0 {
+		return soakPace
+	}
+	return roundPace
+}
 
 func (r *round) slotOf(d *daemonProcess) string { return r.database + "_" + d.name }
 
@@ -85,6 +97,9 @@ func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 			v.Problemf("%s", exit)
 		}
 	}
+	if r.samples != nil {
+		r.samples.checkSlopes(v)
+	}
 	for _, c := range r.complaints {
 		v.Problemf("%s", c)
 	}
@@ -102,7 +117,7 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
-	if r.log, err = history.NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
+	if r.log, err = history.NewLog(filepath.Join(r.dir, "history.jsonl"), history.CampaignLife(r.length())); err != nil {
 		return err
 	}
 	if r.admin, err = r.servers.newKafkaClient(); err != nil {
@@ -201,6 +216,9 @@ func (r *round) addDaemon(i int) error {
 		name: name, binary: r.servers.binary, links: l, http: testenv.Loopback(port), dir: filepath.Join(r.dir, name),
 		config: filepath.Join(r.dir, name+".yaml"), log: filepath.Join(r.dir, name+".log"),
 	}
+	if r.servers.opts.soak > 0 {
+		d.env = []string{soakCollector}
+	}
 	r.daemons = append(r.daemons, d)
 	direct := r.servers.postgres.URL(r.database)
 	source, err := l.SourceURL(direct)
@@ -223,7 +241,7 @@ func (r *round) writeConfig(path, name, source, sink, brokers, http string) erro
 			"brokers": []string{brokers}, "campaigns": r.topics.campaigns, "notifications": r.topics.notifications,
 			"dead_letters": r.topics.dead, "progress": r.topics.progress, "group": r.group,
 		},
-		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": "2s", "keep": 2}},
+		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": r.pace().checkpoint.String(), "keep": 2}},
 		"http":  map[string]any{"listen": http},
 		"join":  map[string]any{"late_subscribers": r.late()},
 	}, "", "  ")
@@ -241,19 +259,26 @@ func (r *round) runStorm(ctx context.Context) error {
 			return err
 		}
 	}
-	length := time.Duration(r.servers.opts.seconds) * time.Second
-	list := drawSchedule(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, length)
+	draw := drawSchedule
+	if r.servers.opts.soak > 0 {
+		draw = drawSoakSchedule
+	}
+	list := draw(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, r.length())
 	base := r.log.Now() // the setup took a while
 	for _, f := range list {
 		f.At += base
 	}
-	ctx, cancel := context.WithTimeout(ctx, length)
+	ctx, cancel := context.WithTimeout(ctx, r.length())
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, w := range r.writers {
 		g.Go(func() error { return w.commitUntilDone(gctx) })
 	}
 	g.Go(func() error { return r.producer.sendUntilDone(gctx) })
+	if r.servers.opts.soak > 0 {
+		r.samples = newSampler(r)
+		g.Go(func() error { return r.samples.sampleUntilDone(gctx) })
+	}
 	in := &faultInjector{round: r}
 	g.Go(func() error { return in.runSchedule(gctx, list) })
 	return errors.Join(g.Wait(), in.healAll())

@@ -152,13 +152,13 @@ func (r *round) checkCaughtUp(ctx context.Context, conn *pgx.Conn, markers int, 
 		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
 	}
 	// Some campaigns of a round start hours later.
-	if err := conn.QueryRow(ctx, `SELECT count(*) FROM dinnerbell.campaign WHERE state = 'pending' AND adv_campaign_datetime_start < extract(epoch FROM now()) + $1`, history.CampaignLife.Seconds()).Scan(&waiting); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM dinnerbell.campaign WHERE state = 'pending' AND adv_campaign_datetime_start < extract(epoch FROM now()) + $1`, r.log.Life.Seconds()).Scan(&waiting); err != nil {
 		return fmt.Errorf("count scheduled campaigns: %w", err)
 	}
 	if waiting > 0 && !early {
 		return fmt.Errorf("%d campaigns are scheduled", waiting)
 	}
-	if left := r.log.LastStart(time.Now().Add(history.CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
+	if left := r.log.LastStart(time.Now().Add(r.log.Life)) - time.Now().Unix(); left >= -1 && !early {
 		return fmt.Errorf("a campaign starts in %d s", left)
 	}
 	return nil

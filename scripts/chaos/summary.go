@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/scripts/chaos/oracle"
+	"dinnerbell/scripts/chaos/slope"
 )
 
 // summary is the content of build/chaos.json.
@@ -32,6 +33,7 @@ type summary struct {
 	Forbidden    int            `json:"forbidden"`
 	Mismatched   int            `json:"mismatched"`
 	Longest      float64        `json:"longest_recovery_seconds"`
+	Slopes       []slope.Result `json:"slopes,omitempty"` // of a soak
 	Failed       []int          `json:"failed_rounds"`
 	Problems     []string       `json:"problems"` // the first problems of failed rounds
 }

@@ -13,7 +13,6 @@ import (
 
 	"dinnerbell/internal/testenv"
 	"dinnerbell/scripts/chaos/history"
-	"dinnerbell/scripts/chaos/random"
 	"dinnerbell/scripts/chaos/scenario"
 )
 
@@ -38,7 +37,7 @@ type subscriptionWriter struct {
 func (w *subscriptionWriter) commitUntilDone(ctx context.Context) error {
 	defer w.closeConn()
 	for {
-		if !testenv.Pause(ctx, random.Duration(w.rows.Random, 2*time.Millisecond, 60*time.Millisecond)) {
+		if !testenv.Pause(ctx, w.round.pace().drawTransactionPause(w.rows.Random)) {
 			return nil
 		}
 		if w.rows.Writer == 0 && w.rows.Random.IntN(600) == 0 {

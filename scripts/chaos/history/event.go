@@ -64,9 +64,10 @@ type Message struct {
 	Repeats     int  `json:"repeats,omitempty"`     // how often the producer sends the message again at once
 }
 
-// CampaignLife is how long a campaign lasts that does not end during the round,
-// and how far ahead a campaign starts that never starts during the round.
-const CampaignLife = time.Hour
+// CampaignLife returns how long a campaign lasts that does not end during a round of
+// this length, and half of how far ahead a campaign starts that never starts during the
+// round. Half of the life is left when the round ends.
+func CampaignLife(round time.Duration) time.Duration { return time.Hour + 2*round }
 
 // Fault is one entry of the schedule.
 type Fault struct {

@@ -12,6 +12,7 @@ import (
 // beginning. Each event is also a JSON line in the round's folder.
 type Log struct {
 	Began time.Time
+	Life  time.Duration // of a campaign that does not end during the round, see CampaignLife
 
 	mu           sync.Mutex // guards the fields below
 	file         *os.File
@@ -19,15 +20,17 @@ type Log struct {
 	Transactions []*Transaction
 	Messages     map[int64]*Message // by number
 	Faults       []*Fault           // faults that were carried out
+	campaigns    map[[2]string]bool // (campaign, restaurant) of the messages so far
+	changes      int                // changes of rows in committed transactions
 }
 
-// NewLog creates the file of a round that begins now.
-func NewLog(path string) (*Log, error) {
+// NewLog creates the file of a round that begins now and whose campaigns live for life.
+func NewLog(path string, life time.Duration) (*Log, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("make history: %w", err)
 	}
-	return &Log{Began: time.Now(), file: f, Messages: map[int64]*Message{}}, nil
+	return &Log{Began: time.Now(), Life: life, file: f, Messages: map[int64]*Message{}, campaigns: map[[2]string]bool{}}, nil
 }
 
 // Now returns the time since the round's beginning.
@@ -57,6 +60,9 @@ func (h *Log) AddTransaction(t *Transaction) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.Transactions = append(h.Transactions, t)
+	if t.Committed {
+		h.changes += len(t.Changes)
+	}
 	h.writeLocked("transaction", t)
 }
 
@@ -65,6 +71,9 @@ func (h *Log) AddMessage(m *Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.Messages[m.Number] = m
+	if m.Fields != nil && !m.Aborted {
+		h.campaigns[[2]string{m.Fields.Campaign, m.Fields.Restaurant}] = true
+	}
 	h.writeLocked("message", m)
 }
 
@@ -81,6 +90,14 @@ func (h *Log) Notef(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.writeLocked("note", map[string]any{"at": h.Now(), "text": fmt.Sprintf(format, args...)})
+}
+
+// CountWork returns how many different (campaign, restaurant) were sent so far, and how
+// many rows the committed transactions changed.
+func (h *Log) CountWork() (campaigns, changes int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.campaigns), h.changes
 }
 
 // LastStart returns the latest start of all campaigns that start before limit,

@@ -102,7 +102,7 @@ func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 	out := map[notificationKey]campaignKey{}
 	for t, list := range o.messages {
 		newest := list[len(list)-1]
-		if newest.Start > now || newest.End < now+int64(history.CampaignLife/time.Second)/2 {
+		if newest.Start > now || newest.End < now+int64(o.log.Life/time.Second)/2 {
 			continue // it has not begun, or may have ended before all clients were notified
 		}
 		for _, client := range audience[t.Restaurant] {

@@ -57,7 +57,7 @@ func TestTimelines(t *testing.T) {
 
 // correctRun returns one campaign for two clients without any fault.
 func correctRun() (*Oracle, *Sinks) {
-	h := &history.Log{Began: time.Unix(1000, 0)}
+	h := &history.Log{Began: time.Unix(1000, 0), Life: time.Hour}
 	o := NewOracle(h, NewTimelines(map[int64]history.Subscription{1: ann, 2: {Client: "bob", Restaurant: "diner"}}, nil), 20*time.Second)
 	f := history.CampaignFields{Restaurant: "diner", Campaign: "c:1", Content: "a\"b", Start: 990, End: 9000, Created: 1}
 	o.AddMessage(&history.Message{Number: 1, Before: time.Second, Fields: &f}, RecordPosition{0, 0})

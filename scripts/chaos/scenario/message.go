@@ -18,6 +18,7 @@ import (
 type CampaignAuthor struct {
 	Random     *rand.Rand
 	Partitions int32
+	Life       time.Duration  // of a campaign that does not end during the round
 	sent       []sentCampaign // the newest message per key, in the order of the first ones
 	serial     int
 }
@@ -73,7 +74,7 @@ func (a *CampaignAuthor) drawMessage(now int64) *history.Message {
 
 // drawFields draws the fields of a well-formed message, and its partition.
 func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFields, int32) {
-	hour := int64(history.CampaignLife / time.Second)
+	life := int64(a.Life / time.Second)
 	switch kind {
 	case "repeat", "edit", "back", "cancel", "postpone":
 		return a.drawRepeated(kind, now)
@@ -86,7 +87,7 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFie
 			}
 		}
 		f.Content += " (sibling)"
-		f.Start, f.End = now-10, now+hour
+		f.Start, f.End = now-10, now+life
 		return a.rememberSent(f, a.anyPartition())
 	}
 	f := a.NewCampaign(now)
@@ -100,7 +101,7 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFie
 	case "soon":
 		f.Start = now + 1 + a.Random.Int64N(4)
 	case "far":
-		f.Start, f.End = now+2*hour, now+3*hour
+		f.Start, f.End = now+2*life, now+3*life
 	}
 	return a.rememberSent(f, a.anyPartition())
 }
@@ -111,20 +112,20 @@ func (a *CampaignAuthor) drawRepeated(kind string, now int64) (history.CampaignF
 	i := max(0, len(a.sent)-1-a.Random.IntN(15)) // a recent one, which the daemon may still be delivering
 	s := &a.sent[i]
 	before := s.CampaignFields
-	hour := int64(history.CampaignLife / time.Second)
+	life := int64(a.Life / time.Second)
 	switch kind {
 	case "edit":
 		s.Content = fmt.Sprintf("%s, edited %d", strings.SplitN(s.Content, ",", 2)[0], a.nextNumber())
-		s.Start, s.End = min(s.Start, now), now+hour
+		s.Start, s.End = min(s.Start, now), now+life
 	case "back": // an edit back to the text of an earlier message
 		s.Content = strings.SplitN(s.Content, ",", 2)[0]
-		s.Start, s.End = s.Created-10, s.Created+hour
+		s.Start, s.End = s.Created-10, s.Created+life
 	case "cancel":
 		s.End = min(s.End, now-1)
 		s.Start = min(s.Start, s.End-1)
 	case "postpone":
 		s.Start = now + 1 + a.Random.Int64N(3)
-		s.End = now + hour
+		s.End = now + life
 	}
 	partition := s.partition
 	if a.Random.IntN(2) == 0 {
@@ -158,7 +159,7 @@ func (a *CampaignAuthor) NewCampaign(now int64) history.CampaignFields {
 		Content:    fmt.Sprintf("offer %d <b>\"–20%%\"</b> & \u2028more \\ \t", n),
 		Owner:      "Ivanov Ivan Ivanovich",
 		Contact:    "iiivanov@restaurant.ru",
-		Start:      now - 10, End: now + int64(history.CampaignLife/time.Second), Created: now,
+		Start:      now - 10, End: now + int64(a.Life/time.Second), Created: now,
 	}
 	if n%7 == 3 {
 		f.Campaign = fmt.Sprintf("скидка:%d%%", n)

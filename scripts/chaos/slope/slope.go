@@ -1,0 +1,162 @@
+// Package slope finds leaks in samples of a long run: it fits a line through the
+// second half of a series and compares its slope with a tolerance.
+package slope
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// Point is one sample. X is what the figure may grow with: hours, or how much
+// work was done by then.
+type Point struct {
+	At time.Duration
+	X  float64
+	Y  float64
+	// Group is what the figure depends on in jumps, such as the number of lanes that a
+	// daemon owns: only points of one group are compared with each other.
+	Group int
+}
+
+// Limit is the largest slope that is no leak.
+type Limit struct {
+	Figure string  `json:"figure"`
+	Unit   string  `json:"unit"` // of Y
+	Per    string  `json:"per"`  // the unit of X
+	Most   float64 `json:"most"` // Y per X
+}
+
+// Result is the slope of one series.
+type Result struct {
+	Limit
+	Of      string  `json:"of"` // the process, or the deployment
+	Slope   float64 `json:"slope"`
+	First   float64 `json:"first"` // the lowest figure at the beginning of the second half
+	Last    float64 `json:"last"`  // and at its end
+	Largest float64 `json:"largest"`
+	Samples int     `json:"samples"`
+	Problem string  `json:"problem,omitempty"` // why the check failed
+}
+
+// buckets is how many parts the second half is divided into. Each part counts by
+// its lowest sample: a reconnect, a takeover and a garbage collection that is due
+// raise a figure for a moment, and a leak raises the lowest ones, too. With six
+// parts of a run of 30 minutes each part is longer than the two minutes after
+// which Go collects garbage in any case.
+const buckets = 6
+
+const (
+	// leastSamples is the least number of samples of a part and a group, so that one
+	// that falls into a disturbance does not decide.
+	leastSamples = 3
+	// leastParts is how many parts at least must have samples of one group.
+	leastParts = 4
+)
+
+// Check fits a line through the second half of the series. A series that is too
+// short to judge fails the check: without figures there is no answer.
+func (l Limit) Check(of string, series []Point) Result {
+	r := Result{Limit: l, Of: of}
+	floors, err := findFloors(series)
+	if err != nil {
+		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
+		return r
+	}
+	r.First, r.Last, r.Samples = floors[0].Y, floors[len(floors)-1].Y, len(series)
+	for _, p := range series {
+		r.Largest = max(r.Largest, p.Y)
+	}
+	if r.Slope, err = fitLine(floors); err != nil {
+		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
+		return r
+	}
+	if r.Slope > l.Most {
+		r.Problem = fmt.Sprintf("%s of %s grows by %.4g %s per %s, more than %.4g", l.Figure, of, r.Slope, l.Unit, l.Per, l.Most)
+		return r
+	}
+	r.Problem = l.proveSensitive(of, floors)
+	return r
+}
+
+// leakFactor is the size of the leak that each series must show, in tolerances.
+const leakFactor = 4
+
+// proveSensitive adds a leak to the series and returns a problem if the fit does
+// not show it: a figure that falls by itself could hide a leak.
+func (l Limit) proveSensitive(of string, floors []Point) string {
+	leaking := slices.Clone(floors)
+	for i := range leaking {
+		leaking[i].Y += leakFactor * l.Most * leaking[i].X
+	}
+	if got, err := fitLine(leaking); err == nil && got > l.Most {
+		return ""
+	}
+	return fmt.Sprintf("%s of %s would hide a leak of %.4g %s per %s", l.Figure, of, leakFactor*l.Most, l.Unit, l.Per)
+}
+
+// findFloors returns the lowest point of each part of the second half and each group, in
+// the order of the parts.
+func findFloors(series []Point) ([]Point, error) {
+	if len(series) == 0 {
+		return nil, errors.New("no samples")
+	}
+	from, to := series[0].At, series[len(series)-1].At
+	from += (to - from) / 2
+	width := (to - from) / buckets
+	if width <= 0 {
+		return nil, fmt.Errorf("%d samples cover no time", len(series))
+	}
+	type cell struct{ part, group int }
+	floors, counts := map[cell]Point{}, map[cell]int{}
+	for _, p := range series {
+		if p.At < from {
+			continue
+		}
+		c := cell{min(int((p.At-from)/width), buckets-1), p.Group}
+		if counts[c] == 0 || p.Y < floors[c].Y {
+			floors[c] = p
+		}
+		counts[c]++
+	}
+	parts, most := map[int]int{}, 0
+	var out []Point
+	for c, n := range counts {
+		if n < leastSamples {
+			continue
+		}
+		out = append(out, floors[c])
+		parts[c.group]++
+		most = max(most, parts[c.group])
+	}
+	if most < leastParts {
+		return nil, fmt.Errorf("%d of %d parts of the second half have %d comparable samples, at least %d parts are needed", most, buckets, leastSamples, leastParts)
+	}
+	slices.SortFunc(out, func(a, b Point) int { return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Group, b.Group)) })
+	return out, nil
+}
+
+// fitLine returns the slope of the least-squares lines of the groups, which have one slope
+// and differ in height.
+func fitLine(points []Point) (float64, error) {
+	type mean struct{ x, y, n float64 }
+	means := map[int]mean{}
+	for _, p := range points {
+		m := means[p.Group]
+		means[p.Group] = mean{m.x + p.X, m.y + p.Y, m.n + 1}
+	}
+	var xx, xy float64
+	for _, p := range points {
+		m := means[p.Group]
+		dx := p.X - m.x/m.n
+		xx += dx * dx
+		xy += dx * (p.Y - m.y/m.n)
+	}
+	if xx == 0 || math.IsNaN(xy/xx) {
+		return 0, errors.New("nothing was done in the second half: there is nothing to compare with")
+	}
+	return xy / xx, nil
+}
