@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
 )
 
@@ -17,20 +18,10 @@ import (
 // yet.
 type finishedCampaign struct {
 	*liveCampaign
-	seq      int64 // of the step
-	what     RecentKind
-	audience int64 // -1: not known
+	seq    int64 // of the step
+	what   RecentKind
+	counts sink.RowCounts // of its row
 }
-
-// fanOutTotals are what the committed steps of a campaign add up to.
-type fanOutTotals struct {
-	notified, already int64
-	over              bool // a step has finished it; the totals change no more
-}
-
-// met counts the clients who have the campaign now, or had it from elsewhere. Some of them
-// may have unsubscribed or subscribed since the audience was counted.
-func (t *fanOutTotals) met() int64 { return t.notified + t.already }
 
 // noteCampaigns counts, logs and lists the campaigns that a committed step has accepted,
 // served and finished. Only the goroutine that handles the committed steps calls it.
@@ -41,15 +32,10 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 		if r.accept && r.state != sink.StateExpired {
 			accepted = append(accepted, r)
 		}
-		t := &r.totals
-		if !r.served || t.over {
+		if !r.served || r.over {
 			continue
 		}
-		t.notified, t.already = t.notified+r.notified, t.already+r.already
-		if !r.again { // a replay's: the row alone has counted these before
-			t.already += r.own
-		}
-		if t.over = r.state == sink.StateFinished; !t.over {
+		if r.over = r.state == sink.StateFinished; !r.over {
 			continue
 		}
 		if r.refused.Load() {
@@ -74,24 +60,60 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 
 // finish describes how the campaign of a finished row came to its end.
 func (r *campaignRow) finish(seq int64) finishedCampaign {
-	f := finishedCampaign{liveCampaign: r.liveCampaign, seq: seq, what: RecentFinished, audience: -1}
-	counted := r.audience
-	if counted == nil {
-		counted = r.liveCampaign.audience.Load()
-	}
+	f := finishedCampaign{liveCampaign: r.liveCampaign, seq: seq, what: RecentFinished, counts: r.stored}
 	switch {
 	case r.cutOff:
 		f.what = RecentEnded
 	case r.cursor == "":
 		f.what = RecentMetNobody
 	}
-	switch {
-	case counted != nil:
-		f.audience = max(*counted, r.totals.met())
-	case !r.cutOff:
-		f.audience = r.totals.met()
-	}
+	f.counts = f.what.addUp(f.counts)
 	return f
+}
+
+// noteCounts takes over the counts of the campaign rows that a committed step has changed:
+// Postgres has returned them, so that the log, the status and the rows agree, whoever has
+// counted before. It must be called before the step's campaigns are logged and listed.
+func (l *lane) noteCounts(st *step) {
+	for _, r := range st.rows {
+		if r.accept && r.replaces == nil {
+			r.stored = sink.RowCounts{Audience: -1, Notified: r.notified, Already: r.already}
+			if r.audience != nil {
+				r.stored.Audience = *r.audience
+			}
+		}
+	}
+	if st.counts == nil {
+		return
+	}
+	st.counts.EachRow(func(k campaign.Key, c sink.RowCounts) { st.rows[k].stored = c })
+	st.counts.EachLate(func(k campaign.Key, c sink.RowCounts) {
+		if r := st.rows[k]; r != nil {
+			r.stored = c
+		}
+		l.noteLateCounts(k, c)
+	})
+	for k, r := range st.rows {
+		if r.served && r.rejoins {
+			l.svc.recent.updateCounts(k, r.stored)
+		}
+	}
+}
+
+// noteLateCounts takes over the counts of a campaign to which late subscribers were added:
+// it is in the middle of its fan-out, its last step is not shipped yet, or it is over.
+func (l *lane) noteLateCounts(k campaign.Key, c sink.RowCounts) {
+	l.mu.Lock()
+	if f := l.fanOuts[k]; f != nil {
+		f.counts = c
+	}
+	for i := range l.unshipped {
+		if f := &l.unshipped[i]; f.Key() == k {
+			f.counts = f.what.addUp(c)
+		}
+	}
+	l.mu.Unlock()
+	l.svc.recent.updateCounts(k, c)
 }
 
 // noteAccepted counts, logs and lists accepted campaigns.
@@ -115,7 +137,9 @@ func (l *lane) noteAccepted(rows []*campaignRow, seq int64) {
 	})
 	var news []RecentCampaign
 	for _, r := range rows[max(0, len(rows)-recentLength):] {
-		news = append(news, r.news(l.id, RecentAccepted, now))
+		item := r.news(l.id, RecentAccepted, now)
+		item.setCounts(r.stored)
+		news = append(news, item)
 	}
 	l.svc.recent.add(news...)
 }
@@ -158,7 +182,7 @@ func (l *lane) noteFinished(seq int64) {
 		var notified int64
 		for i := range shipped {
 			if f := &shipped[i]; f.what == kind.what {
-				list, notified = append(list, f), notified+f.totals.notified
+				list, notified = append(list, f), notified+f.counts.Notified
 			}
 		}
 		l.svc.log.write(kind.line, len(list), notified, func(i int) []any { return list[i].attributes(l.id, now) })
@@ -166,7 +190,8 @@ func (l *lane) noteFinished(seq int64) {
 	var news []RecentCampaign
 	for _, f := range shipped[max(0, n-recentLength):] {
 		item := f.news(l.id, f.what, now)
-		item.Audience, item.Notified, item.Already, item.Took = f.audience, f.totals.notified, f.totals.already, f.took(now)
+		item.Took = f.took(now)
+		item.setCounts(f.counts)
 		news = append(news, item)
 	}
 	l.svc.recent.add(news...)
@@ -183,10 +208,10 @@ func (f *finishedCampaign) took(now time.Time) time.Duration {
 
 func (f *finishedCampaign) attributes(lane int32, now time.Time) []any {
 	attrs := []any{"lane", lane, "seq", f.seq, "campaign", f.ID, "restaurant", f.RestaurantID}
-	if f.audience >= 0 {
-		attrs = append(attrs, "audience", f.audience)
+	if f.counts.Audience >= 0 {
+		attrs = append(attrs, "audience", f.counts.Audience)
 	}
-	return append(attrs, "notified", f.totals.notified, "left_out", f.totals.already, "ms", f.took(now).Milliseconds())
+	return append(attrs, "notified", f.counts.Notified, "left_out", f.counts.Already, "ms", f.took(now).Milliseconds())
 }
 
 func unixTime(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }

@@ -30,7 +30,7 @@ func BenchmarkNoteCampaigns(b *testing.B) {
 	b.ReportAllocs()
 	for seq := int64(1); b.Loop(); seq++ {
 		for _, r := range st.rows {
-			r.totals = fanOutTotals{}
+			r.over = false
 		}
 		l.noteCampaigns(st, seq)
 		l.noteFinished(seq)

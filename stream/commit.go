@@ -287,7 +287,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 	c.starts.applyPostponed(c.lane.svc.now(), d.st)
 	c.late.applyStep(d.st)
 	c.lane.noteDecided(d.st, d.p)
-	c.lane.noteLeftOut(d.p, len(d.st.dead)) // the news of a refusal follow those of the acceptance
+	c.lane.noteLeftOut(d.st, d.p) // the news of a refusal follow those of the acceptance
 	c.lane.noteReplayed(d.st, d.p)
 	if len(d.st.parked) > 0 {
 		failpoint.Hit("commit/parked")
@@ -336,7 +336,7 @@ func (c *committer) addFeedbackRows(p *sink.Pipeline, st *step) {
 
 // addStepChanges adds all other changes of the step and the commit to the pipeline.
 func (c *committer) addStepChanges(p *sink.Pipeline, st *step, ships *record.Payload) {
-	c.claim.Statements.AddChanges(p, c.claim.Feedback, &sink.StepChanges{
+	st.counts = c.claim.Statements.AddChanges(p, c.claim.Feedback, &sink.StepChanges{
 		Lane: c.lane.id, Epoch: c.claim.Epoch, Seq: ships.Seq, NextOffset: st.nextOffset,
 		Notifications: int64(ships.Notifications()), Expired: st.expired, Refused: ships.RefusedMessages(),
 		Shipped: c.shipped.seq.Load(), Ends: c.shipped.ends.List(),

@@ -217,7 +217,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
 	r.hold, r.heldAt = campaign.NotHeld, 0
-	r.audience, r.looked, r.skipped, r.cutOff, r.refusal = nil, 0, skippedClients{}, false, ""
+	r.audience, r.looked, r.skipped, r.cutOff, r.refusal = nil, 0, 0, false, ""
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())

@@ -35,6 +35,14 @@ func (w *deployment) wantCounts(id, restaurant string, want storedCounts) {
 	}
 }
 
+// insertForeignRows inserts rows of campaigns as another job does.
+func (w *deployment) insertForeignRows(restaurant string, clients []string, campaigns ...string) {
+	w.Helper()
+	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback)
+ SELECT $1, id, '', '', '', 1, 2, 1, c, 1, 'old' FROM unnest($2::text[]) c, unnest($3::text[]) id`, restaurant, clients, campaigns)
+}
+
 // The campaign table counts the clients whom each campaign notified and left out,
 // whichever way its steps went.
 func TestCampaignRowsCount(t *testing.T) {
@@ -42,9 +50,7 @@ func TestCampaignRowsCount(t *testing.T) {
 	all := clients("0000", 600)
 	w := newDeployment(t, 2, map[string][]string{"r1": all, "small": all[:20], "none": nil, "left": all[:400], "right": all[200:]})
 	w.cfg.StepClients = 100
-	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
- adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback)
- SELECT 'r1', id, '', '', '', 1, 2, 1, c, 1, 'old' FROM unnest($1::text[]) c, unnest('{known,partly}'::text[]) id`, all[:130])
+	w.insertForeignRows("r1", all[:130], "known", "partly")
 	w.start()
 	expired, scheduled := w.campaign("expired", "r1"), w.campaign("scheduled", "r1")
 	expired.End = time.Now().Unix() - 1

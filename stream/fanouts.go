@@ -44,7 +44,7 @@ type fanOut struct {
 	since  time.Time // of its first step in this session
 	asked  bool      // its audience is being counted
 	passed int64     // clients looked at in this session
-	totals fanOutTotals
+	counts sink.RowCounts
 	pace   []paceSample
 }
 
@@ -90,7 +90,7 @@ func (l *lane) noteFanOuts(st *step, now time.Time) {
 			}
 			l.fanOuts[k] = f
 		}
-		f.passed, f.totals = f.passed+r.looked, r.totals
+		f.passed, f.counts = f.passed+r.looked, r.stored
 		f.addSample(now)
 		if f.asked || now.Sub(f.since) < countAfter || r.audience != nil && r.resumedAt == "" {
 			continue
@@ -138,10 +138,10 @@ func (f *fanOut) describe(lane int32, now time.Time) FanOut {
 	c := f.live
 	out := FanOut{
 		Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: lane, Start: c.Start, End: c.End, Version: c.version,
-		Audience: -1, Passed: -1, Notified: f.totals.notified, LeftOut: f.totals.already, Rate: f.clientsPerSecond(now),
+		Audience: -1, Passed: -1, Notified: f.counts.Notified, LeftOut: f.counts.Already, Rate: f.clientsPerSecond(now),
 	}
 	if n := c.audience.Load(); n != nil {
-		out.Audience = max(*n, f.totals.met())
+		out.Audience = max(*n, f.counts.Met())
 	}
 	if c.resumedAt == "" {
 		out.Passed = f.passed

@@ -163,7 +163,7 @@ func (st *step) postpone(r *campaignRow) {
 	l.lost.Store(true)
 	st.dropCampaign(l)
 	st.postponed = append(st.postponed, postponedCampaign{l.Key(), l.version, l.Start, dueMillis(l.due), l.rejoins})
-	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, skippedClients{}, false
+	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, 0, false
 	switch {
 	case r.accept:
 		r.liveCampaign = &liveCampaign{Campaign: l.Campaign, from: l.from, owner: l.owner, version: l.version, approved: l.approved, replayed: l.replayed, began: l.began, sent: l.sent, due: l.due}

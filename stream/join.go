@@ -18,7 +18,8 @@ func (d *decider) fillStep(st *step) error {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
-				st.noteProgress(l, sink.StateFinished).cutOff = true
+				r := st.noteProgress(l, sink.StateFinished)
+				r.cutOff, r.audience = true, l.audience.Load()
 			}
 		}
 	}
@@ -116,7 +117,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	}
 	used = clients.Len()
 	all, own := scan.Skipped()
-	looked, had := int64(used)+int64(all), skippedClients{elsewhere: int64(all - own), own: int64(own)}
+	looked, had := int64(used)+int64(all), int64(all-own)
 	l.passed += looked
 	if last != "" {
 		l.cursor = last
@@ -130,8 +131,8 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 }
 
 // noteLooked records in the campaign's row how many clients this step has looked at, and
-// those of them who had the campaign. done: no client is left.
-func (st *step) noteLooked(l *liveCampaign, looked int64, had skippedClients, done bool) {
+// those of them who had the campaign from elsewhere. done: no client is left.
+func (st *step) noteLooked(l *liveCampaign, looked, had int64, done bool) {
 	if !done {
 		r := st.noteProgress(l, l.stateOnTheWay())
 		r.skipped, r.looked, r.audience = had, looked, l.audience.Load()
@@ -141,7 +142,7 @@ func (st *step) noteLooked(l *liveCampaign, looked int64, had skippedClients, do
 		st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 	}
 	r := st.noteProgress(l, sink.StateFinished)
-	r.skipped, r.looked = had, looked
+	r.skipped, r.looked, r.audience = had, looked, l.audience.Load()
 	if l.resumedAt == "" {
 		r.audience = &l.passed // it changes no more
 	}

@@ -191,6 +191,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 
 func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
+	l.noteCounts(st)
 	l.noteSkipped(st, p.Seq)
 	l.noteCampaigns(st, p.Seq)
 	l.svc.traces.noteDecided(st, p.Seq)

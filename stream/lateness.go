@@ -190,7 +190,7 @@ func (l *lane) oldestDueLocked() time.Time {
 		}
 	}
 	for i := range l.unshipped {
-		if f := &l.unshipped[i]; f.totals.notified > 0 {
+		if f := &l.unshipped[i]; f.counts.Notified > 0 {
 			oldest = earlierTime(oldest, f.due)
 		}
 	}
@@ -280,7 +280,7 @@ func (l *lane) noteRead(batch []message) {
 // observeSinceDue records how long a finished campaign took until now, if it notified somebody
 // and its end did not cut it off.
 func (f *finishedCampaign) observeSinceDue(o Observer, now time.Time) {
-	if f.what == RecentFinished && f.totals.notified > 0 && !f.due.IsZero() && !f.rejoins {
+	if f.what == RecentFinished && f.counts.Notified > 0 && !f.due.IsZero() && !f.rejoins {
 		observeDuration(o, now.Sub(f.due))
 	}
 }

@@ -48,9 +48,9 @@ func (st *step) payload(m *record.LetterMaker) *record.Payload {
 
 // noteLeftOut counts and logs the left-out clients and campaigns of a committed step:
 // their letters are behind the letters of refused messages.
-func (l *lane) noteLeftOut(p *record.Payload, behind int) {
-	for i := range p.Dead[behind:] {
-		d := &p.Dead[behind+i]
+func (l *lane) noteLeftOut(st *step, p *record.Payload) {
+	for i := len(st.dead); i < len(p.Dead); i++ {
+		d := &p.Dead[i]
 		l.svc.counters.countLetter(d)
 		attrs := func(int) []any {
 			return []any{"lane", l.id, "seq", p.Seq, "campaign", d.Campaign.Campaign, "restaurant", d.Campaign.Restaurant, "offset", d.Offset, "reason", d.Reason}
@@ -63,8 +63,12 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 		}
 		l.svc.log.write(skipRefused, 1, 0, attrs)
 		// The reason stays out: the table's own words may hold values of a row.
-		l.svc.recent.add(RecentCampaign{Campaign: d.Campaign.Campaign, Restaurant: d.Campaign.Restaurant, Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1,
-			Reason: "the feedback table refuses its rows; see `dinnerbell campaigns` and `dinnerbell dead-letters list`"})
+		news := RecentCampaign{Campaign: d.Campaign.Campaign, Restaurant: d.Campaign.Restaurant, Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1,
+			Reason: "the feedback table refuses its rows; see `dinnerbell campaigns` and `dinnerbell dead-letters list`"}
+		if r := st.rows[campaign.Key{Campaign: news.Campaign, Restaurant: news.Restaurant}]; r != nil {
+			news.setCounts(r.stored)
+		}
+		l.svc.recent.add(news)
 	}
 }
 

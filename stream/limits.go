@@ -177,7 +177,9 @@ func (l *lane) noteParked(st *step) {
 		}
 		l.svc.counters.parked.Add(1)
 		l.svc.heldChanged.Store(true)
-		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: c.counted})
+		news := c.news(l.id, RecentParked, time.Now())
+		news.setCounts(st.rows[c.Key()].stored)
+		l.svc.recent.add(news)
 		l.svc.cfg.Logger.Warn("campaign is parked: its audience is larger than limits.max_audience; nobody is notified until an operator approves it", "lane", l.id, "campaign", c.ID, "restaurant", c.RestaurantID,
 			"audience", c.counted, "max_audience", st.maxima[i], "to_mend", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
 	}

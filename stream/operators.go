@@ -182,10 +182,9 @@ func (l *lane) applyOperated(o *sink.OperatedCampaign, starts *startTimes) {
 func (l *lane) logOperated(o *sink.OperatedCampaign) {
 	l.svc.cfg.Logger.Info("an operator's command on a campaign", "lane", l.id, "campaign", o.Key.Campaign, "restaurant", o.Key.Restaurant,
 		"state", o.State, "version", o.Version, "command", o.Operator, "given", o.Time.UTC())
-	l.svc.recent.add(RecentCampaign{
-		Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o),
-		At: time.Now(), Audience: o.Audience, Notified: o.Notified,
-	})
+	news := RecentCampaign{Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o), At: time.Now()}
+	news.setCounts(o.RowCounts)
+	l.svc.recent.add(news)
 }
 
 // operatedKind names what an operator's command made of a campaign, as Recent does.

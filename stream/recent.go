@@ -4,6 +4,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // RecentKind is the last news of a campaign or message, as Recent lists it.
@@ -35,11 +38,11 @@ type RecentCampaign struct {
 	Offset     int64 // of its message; -1: an operator's command is the news
 	Start, End int64 // Unix seconds
 	What       RecentKind
-	Reason     string    // of a refusal
-	At         time.Time // of the news
-	Audience   int64     // subscribers who were looked at, or who are to be; -1: not counted
-	Notified   int64
-	Already    int64         // left out because they had the campaign
+	Reason     string        // of a refusal
+	At         time.Time     // of the news
+	Audience   int64         // subscribers; -1: not counted
+	Notified   int64         // as its row counts, like the next one
+	Already    int64         // left out because they had the campaign from another restaurant or another job
 	Took       time.Duration // from its receipt, or its start if that was later, until its last notification was shipped; 0: not known
 }
 
@@ -59,6 +62,38 @@ func (k RecentKind) isOpen() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// addUp returns the counts as a reader of the campaign's row understands them: whoever a
+// finished campaign has met is its audience where that was not counted.
+func (k RecentKind) addUp(c sink.RowCounts) sink.RowCounts {
+	if c.Audience < 0 && (k == RecentFinished || k == RecentMetNobody) {
+		c.Audience = c.Met()
+	}
+	return c
+}
+
+// setCounts sets the counts to those of the campaign's row.
+func (c *RecentCampaign) setCounts(of sink.RowCounts) {
+	of = c.What.addUp(of)
+	c.Audience, c.Notified, c.Already = of.Audience, of.Notified, of.Already
+}
+
+// updateCounts sets the counts of a campaign that is listed as over: late subscribers got
+// it since.
+func (r *recentCampaigns) updateCounts(k campaign.Key, c sink.RowCounts) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range slices.Backward(r.list) {
+		n := &r.list[i]
+		if n.Campaign != k.Campaign || n.Restaurant != k.Restaurant || n.What == RecentSuperseded {
+			continue
+		}
+		if n.What == RecentFinished || n.What == RecentEnded || n.What == RecentMetNobody {
+			n.setCounts(c)
+		}
+		return
 	}
 }
 

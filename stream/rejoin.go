@@ -76,7 +76,7 @@ func (r *rejoiner) handOver(ctx context.Context, c sink.DueCampaign) error {
 	}
 	l := &liveCampaign{Campaign: c.Campaign, from: c.From, owner: r.lane.id, started: true, rejoins: true, again: true, version: c.Version, cursor: c.Cursor, approved: c.Approved, resumedAt: c.Cursor}
 	l.contested.Store(true)
-	l.totals.over = true // the log has its end
+	l.over = true // the log has its end
 	l.taken = c.Notified > 0
 	if err := l.packRestaurant(); err != nil {
 		return fmt.Errorf("load campaigns of lane %d to join again: %w", r.lane.id, err)

@@ -37,11 +37,11 @@ type liveCampaign struct {
 	countedTo id.ID // last client that was counted
 	counted   int64
 
-	began  time.Time    // when its message was received; zero: not known
-	sent   int64        // milliseconds; time of its message, as Kafka gave it; 0: not known
-	due    time.Time    // when it should have gone out, see Durations; zero: not known
-	totals fanOutTotals // as far as steps are committed; of the goroutine that handles those
-	taken  bool         // the feedback table has taken rows of it; likewise
+	began time.Time // when its message was received; zero: not known
+	sent  int64     // milliseconds; time of its message, as Kafka gave it; 0: not known
+	due   time.Time // when it should have gone out, see Durations; zero: not known
+	over  bool      // a committed step has finished it; of the goroutine that handles those
+	taken bool      // the feedback table has taken rows of it; likewise
 
 	audience     atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet
 	passedBefore atomic.Pointer[int64] // those up to resumedAt; nil: not counted yet

@@ -364,7 +364,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	list := make([]*liveCampaign, len(found))
 	for i, d := range found {
 		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumedAt: d.Cursor}
-		l.began, l.totals, l.again = d.Accepted, fanOutTotals{notified: d.Notified, already: d.Already}, d.Notified > 0
+		l.began, l.again = d.Accepted, d.Notified > 0
 		// Perhaps it was the version before that it took; then each client is tried.
 		l.taken = d.Notified > 0 && d.Cursor != ""
 		if accepted := d.Accepted.UnixMilli(); d.Start*1000 >= accepted && !d.Approved { // it had to wait for its start alone

@@ -322,7 +322,7 @@ func (l *lane) noteSkipped(st *step, seq int64) {
 	for i := range st.skipped {
 		o := &st.skipped[i]
 		if len(st.skipped)-i <= recentLength {
-			news = o.appendNews(news, l.id)
+			news = o.appendNews(news, l.id, st)
 		}
 		switch o.kind {
 		case skipNoAudience:
@@ -350,7 +350,7 @@ var recentKinds = map[skipReason]RecentKind{skipRefused: RecentRefused, skipExpi
 
 // appendNews appends the message as Recent lists it. A campaign without audience is
 // listed with the finished ones.
-func (o *skippedMessage) appendNews(list []RecentCampaign, lane int32) []RecentCampaign {
+func (o *skippedMessage) appendNews(list []RecentCampaign, lane int32, st *step) []RecentCampaign {
 	what, ok := recentKinds[o.kind]
 	if !ok {
 		return list
@@ -359,7 +359,11 @@ func (o *skippedMessage) appendNews(list []RecentCampaign, lane int32) []RecentC
 		return append(list, RecentCampaign{Lane: lane, Offset: o.offset, What: what, Reason: o.reason, At: time.Now(), Audience: -1})
 	}
 	l := &liveCampaign{Campaign: o.campaign, from: campaign.Position{Offset: o.offset}}
-	return append(list, l.news(lane, what, time.Now()))
+	item := l.news(lane, what, time.Now())
+	if r := st.rows[l.Key()]; r != nil && what == RecentCancelled {
+		item.setCounts(r.stored)
+	}
+	return append(list, item)
 }
 
 // skippedAttributes are the log attributes of a skipped message.

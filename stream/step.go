@@ -34,21 +34,18 @@ type campaignRow struct {
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
-	audience    *int64         // subscribers of the restaurant, where they are counted by now
-	looked      int64          // clients at whom the step has looked
-	skipped     skippedClients // whom the delivered cache has left out of this step
-	cutOff      bool           // finished by the campaign's end, before everybody was looked at
-	refusal     string         // why the feedback table takes no row of the campaign; "": it does
-	stateBefore string         // state before the present try of the step met the refusal; "": it has met none
+	audience    *int64 // subscribers of the restaurant, where they are counted by now
+	looked      int64  // clients at whom the step has looked
+	skipped     int64  // whom the delivered cache has left out of this step, since they have the campaign from another restaurant or another job
+	cutOff      bool   // finished by the campaign's end, before everybody was looked at
+	refusal     string // why the feedback table takes no row of the campaign; "": it does
+	stateBefore string // state before the present try of the step met the refusal; "": it has met none
 
 	// Clients whom the step notifies, and whom it leaves out because they have the
-	// campaign from elsewhere, or from the campaign itself. Set by storeRow.
-	notified, already, own int64
+	// campaign from elsewhere. Set by storeRow.
+	notified, already int64
+	stored            sink.RowCounts // as the row counts after the step; set by noteCounts
 }
-
-// skippedClients counts clients who have a campaign already: from another restaurant or
-// another job, and from the campaign itself, by an earlier join of it.
-type skippedClients struct{ elsewhere, own int64 }
 
 // acceptedVersion returns the version of the campaign that the row holds after the
 // step.
@@ -98,6 +95,8 @@ type step struct {
 	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
 
 	table *sink.FeedbackTable // as the claim has read it
+
+	counts *sink.StepCounts // of the rows that the step changes; there once it is committed
 
 	size int // bytes of the messages and dead letters that the step accepts
 
@@ -374,10 +373,10 @@ func (st *step) campaignRows() *sink.CampaignRows {
 // clients whom the step notifies and leaves out. The row's pick is among the first of
 // picks, if there is one.
 func (r *campaignRow) storeRow(picks []*clientPick) sink.CampaignRow {
-	r.notified, r.already, r.own = 0, r.skipped.elsewhere, r.skipped.own
+	r.notified, r.already = 0, r.skipped
 	for _, p := range picks {
 		if p.live == r.liveCampaign {
-			r.notified, r.already, r.own = p.notified, r.already+p.already-p.own, r.own+p.own
+			r.notified, r.already = p.notified, r.already+p.already-p.own
 			break
 		}
 		if p.live.Key() != r.Key() {

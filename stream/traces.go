@@ -166,7 +166,7 @@ func (t *campaignTraces) noteFinished(f *finishedCampaign, now time.Time) {
 	k := f.Key()
 	if c := t.byKey[k]; c != nil {
 		delete(t.byKey, k)
-		c.EndTrace(now, string(f.what), f.audience, f.totals.notified)
+		c.EndTrace(now, string(f.what), f.counts.Audience, f.counts.Notified)
 	}
 }
 

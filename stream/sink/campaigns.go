@@ -141,7 +141,6 @@ type DueCampaign struct {
 	Since     int64  // milliseconds: when its message was produced, or an operator changed it
 	Audience  *int64 // nil: not counted
 	Notified  int64  // over all versions
-	Already   int64
 }
 
 // rowByKeySQL selects the campaign row of a key, as c. Postgres moves no condition from
@@ -186,12 +185,12 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 // dueColumns are the columns of a DueCampaign, of table c, as scanDue reads them.
 const dueColumns = `c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
   c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
-  c.accepted_at, greatest(c.msg_time, c.operator_time), c.audience, c.notified, c.already`
+  c.accepted_at, greatest(c.msg_time, c.operator_time), c.audience, c.notified`
 
 func scanDue(row pgx.CollectableRow) (d DueCampaign, err error) {
 	c := &campaign.Campaign{}
 	var cursor []byte
-	err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Since, &d.Audience, &d.Notified, &d.Already)
+	err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Since, &d.Audience, &d.Notified)
 	d.Campaign, d.Cursor = c, id.ID(cursor)
 	return d, err
 }

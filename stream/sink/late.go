@@ -110,11 +110,11 @@ type LateRow struct {
 // are named so that the condition of campaign_restaurant does not follow. A refusal ($6)
 // is for a finished campaign: one that is under way meets it itself.
 func notifyLateSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET notified = c.notified + u.clients, audience = `+metAudience(`c.audience`, `u.clients`, `c.already`)+`,
-  refusal = CASE WHEN c.state = '`+StateFinished+`' AND u.refusal <> '' THEN u.refusal ELSE c.refusal END
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::text[]) AS u(campaign, restaurant, lane, version, clients, refusal)
+	return expectCounts(`UPDATE ` + t.Campaign + ` AS c SET notified = c.notified + u.clients, audience = ` + metAudience(`c.audience`, `u.clients`, `c.already`) + `,
+  refusal = CASE WHEN c.state = '` + StateFinished + `' AND u.refusal <> '' THEN u.refusal ELSE c.refusal END
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::text[]) WITH ORDINALITY AS u(campaign, restaurant, lane, version, clients, refusal, n)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version
-  AND c.state NOT IN ('`+StateExpired+`', '`+StateParked+`', '`+StatePaused+`', '`+StateCancelled+`')`)
+  AND c.state NOT IN ('` + StateExpired + `', '` + StateParked + `', '` + StatePaused + `', '` + StateCancelled + `')`)
 }
 
 // lateArgs are the arguments of notifyLateSQL.

@@ -21,19 +21,18 @@ type OperatedCampaign struct {
 	Begun      bool // clients were looked at
 	Approved   bool
 	Start, End int64 // Unix seconds
-	Audience   int64 // subscribers; -1: not counted
-	Notified   int64
-	Time       time.Time // of the last command; zero: none
-	Operator   string    // the last command, and who gave it
+	RowCounts
+	Time     time.Time // of the last command; zero: none
+	Operator string    // the last command, and who gave it
 }
 
 // operatedColumns are the columns of OperatedCampaign.
 const operatedColumns = `c.adv_campaign_id, c.restaurant_id, c.lane, c.version, c.state, c.cursor <> '', c.approved, c.adv_campaign_datetime_start, c.adv_campaign_datetime_end,
-  coalesce(c.audience, -1), c.notified, c.operator_time, c.operator`
+  coalesce(c.audience, -1), c.notified, c.already, c.operator_time, c.operator`
 
 func scanOperated(row pgx.CollectableRow) (o OperatedCampaign, err error) {
 	var ms int64
-	err = row.Scan(&o.Key.Campaign, &o.Key.Restaurant, &o.Lane, &o.Version, &o.State, &o.Begun, &o.Approved, &o.Start, &o.End, &o.Audience, &o.Notified, &ms, &o.Operator)
+	err = row.Scan(&o.Key.Campaign, &o.Key.Restaurant, &o.Lane, &o.Version, &o.State, &o.Begun, &o.Approved, &o.Start, &o.End, &o.Audience, &o.Notified, &o.Already, &ms, &o.Operator)
 	if ms > 0 {
 		o.Time = time.UnixMilli(ms)
 	}

@@ -42,6 +42,7 @@ type Pipeline struct {
 type sentStatement struct {
 	*Statement
 	expectedTag string // the command tag that the answer must carry; "": any
+	columns     []any  // pointers for the columns of the answer's row; nil: not read
 }
 
 // Statement is one prepared statement; Prepare prepares it once per connection.
@@ -59,6 +60,14 @@ type Statement struct {
 // before anybody has seen the count.
 func ExpectRows(want, sql string) string {
 	return `WITH hit AS (` + sql + ` RETURNING 1) SELECT 1 / (count(*) = ` + want + `)::int4 FROM hit`
+}
+
+// expectCounts is ExpectRows for an UPDATE of campaign rows c from a set u with the
+// ordinality n. It returns the counts of the changed rows too, in the order of the set: the
+// columns are those of countedRows.columns.
+func expectCounts(sql string) string {
+	return `WITH hit AS (` + sql + ` RETURNING u.n, c.notified, c.already, coalesce(c.audience, -1) AS audience) SELECT 1 / (count(*) = ` + everyRow + `)::int4,
+  array_agg(notified ORDER BY n), array_agg(already ORDER BY n), array_agg(audience ORDER BY n) FROM hit`
 }
 
 // OnMiss returns the Meanings of a statement made by ExpectRows: err where the count
@@ -101,6 +110,15 @@ func (f *Pipeline) Add(st *Statement, args ...any) {
 	f.encodeMessage(&bind)
 	f.encodeMessage(&pgproto3.Execute{})
 	f.sent = append(f.sent, sentStatement{Statement: st})
+}
+
+// AddQuery appends a statement that answers with one row. Receive stores the row's columns
+// in the pointers; it leaves out the columns whose pointer is nil.
+func (f *Pipeline) AddQuery(st *Statement, columns []any, args ...any) {
+	f.Add(st, args...)
+	if f.Err == nil {
+		f.sent[len(f.sent)-1].columns = columns
+	}
 }
 
 // AddCommand appends a statement that must answer with this command tag.
@@ -192,6 +210,8 @@ func (f *Pipeline) Receive() error {
 			break
 		}
 		switch msg := msg.(type) {
+		case *pgproto3.DataRow:
+			f.storeColumns(msg)
 		case *pgproto3.CommandComplete:
 			f.completeStatement(msg)
 		case *pgproto3.ErrorResponse:
@@ -207,6 +227,24 @@ func (f *Pipeline) Receive() error {
 		}
 	}
 	return f.Err
+}
+
+// storeColumns stores the row of the oldest statement without an answer.
+func (f *Pipeline) storeColumns(msg *pgproto3.DataRow) {
+	if len(f.sent) == 0 {
+		return
+	}
+	st, types := f.sent[0], f.conn.TypeMap()
+	for i, to := range st.columns {
+		if to == nil {
+			continue
+		}
+		typ := st.description.Fields[i].DataTypeOID
+		if err := types.Scan(typ, types.FormatCodeForOID(typ), msg.Values[i], to); err != nil {
+			f.failWith(fmt.Errorf("%s: read its answer: %w", st.Name, err))
+			return
+		}
+	}
 }
 
 // completeStatement checks the answer to the oldest statement without one.

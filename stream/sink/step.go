@@ -88,14 +88,19 @@ type StepChanges struct {
 // compare-and-swap that misses fails the transaction; so does the clock, once a
 // campaign of the step has ended. The clock is Postgres' own, since the server runs
 // the statements whenever it comes to them, even if the daemon no longer waits.
-func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepChanges) {
+// The counts that it returns are there once the pipeline's answers are received.
+func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepChanges) *StepCounts {
+	counts := &StepCounts{}
 	if table.RunsUserCode {
 		p.Add(q.path, "pg_catalog")
 	}
 	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends, int64(c.SourceLSN))
-	q.addCampaignRows(p, c.Campaigns)
+	q.addCampaignRows(p, c.Campaigns, counts)
 	if len(c.Late) > 0 {
-		p.Add(q.late, lateArgs(c.Lane, c.Late)...)
+		for _, r := range c.Late {
+			counts.late.campaigns, counts.late.restaurants = append(counts.late.campaigns, r.Key.Campaign), append(counts.late.restaurants, r.Key.Restaurant)
+		}
+		p.AddQuery(q.late, counts.late.columns(), lateArgs(c.Lane, c.Late)...)
 	}
 	p.Add(q.outbox, c.Lane, c.Seq, c.Notifications, c.Payload)
 	p.Add(q.clean, c.Lane, c.Shipped)
@@ -107,20 +112,23 @@ func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepCh
 		p.Add(q.path, table.SearchPath())
 	}
 	p.AddCommand(q.commit, "COMMIT")
+	return counts
 }
 
-func (q *StepStatements) addCampaignRows(p *Pipeline, rows *CampaignRows) {
+func (q *StepStatements) addCampaignRows(p *Pipeline, rows *CampaignRows, counts *StepCounts) {
 	if len(rows.inserts) > 0 {
 		p.CopySmall(q.insert, copyRows(rows.inserts))
 	}
 	if rows.edits.len() > 0 {
-		p.Add(q.edit, rows.edits.editArgs()...)
+		counts.edits.campaigns, counts.edits.restaurants = rows.edits.campaigns, rows.edits.restaurants
+		p.AddQuery(q.edit, counts.edits.columns(), rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
 		p.Add(q.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
-		p.Add(q.move, rows.moves.moveArgs()...)
+		counts.moves.campaigns, counts.moves.restaurants = rows.moves.campaigns, rows.moves.restaurants
+		p.AddQuery(q.move, counts.moves.columns(), rows.moves.moveArgs()...)
 	}
 }
 
@@ -326,16 +334,16 @@ const finishedAt = `CASE WHEN u.state <> 'finished' THEN NULL
 // editRowsSQL begins a new fan-out, whose counts begin anew, except the number of
 // clients who have the campaign. A cancel only ends the fan-out before.
 func editRowsSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
+	return expectCounts(`UPDATE ` + t.Campaign + ` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
   fingerprint = u.fingerprint, adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner,
   adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
   adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
   contested = u.contested, accepted_at = now(), notified = c.notified + u.notified,
-  audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE `+metAudience(`u.audience`, `u.notified`, `u.already`)+` END,
+  audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE ` + metAudience(`u.audience`, `u.notified`, `u.already`) + ` END,
   already = CASE WHEN u.state = 'expired' THEN c.already ELSE u.already END,
   started_at = CASE WHEN u.state <> 'expired' THEN NULL WHEN c.cursor <> '' THEN coalesce(c.started_at, c.accepted_at) ELSE c.started_at END,
   finished_at = CASE WHEN u.cut_off THEN greatest(now(), to_timestamp(u.adv_campaign_datetime_end)) END, refusal = u.refusal
-FROM unnest(`+rowArrays+`, $21::int8[], $22::int4[], $23::int8[], $24::boolean[], $25::text[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset, cut_off, refusal)
+FROM unnest(` + rowArrays + `, $21::int8[], $22::int4[], $23::int8[], $24::boolean[], $25::text[]) WITH ORDINALITY AS u(` + rowColumns + `, old_version, old_lane, old_offset, cut_off, refusal, n)
 WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
@@ -357,14 +365,15 @@ func metAudience(counted, notified, already string) string {
 	return `CASE WHEN ` + counted + ` IS NOT NULL THEN greatest(` + counted + `, c.notified + ` + notified + ` + ` + already + `) END`
 }
 
-// moveRowsSQL adds to the counts. A row that was inserted in the middle of its fan-out
+// moveRowsSQL adds to the counts. Of a campaign that its end has cut off, a step behind the
+// one that finished it may move the row once more: the log has its audience already. A row that was inserted in the middle of its fan-out
 // was started when it was accepted.
 func moveRowsSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor, audience = `+metAudience(`coalesce(u.audience, c.audience)`, `u.notified`, `c.already + u.already`)+`,
+	return expectCounts(`UPDATE ` + t.Campaign + ` AS c SET state = u.state, cursor = u.cursor, audience = ` + metAudience(`CASE WHEN c.state <> 'finished' THEN coalesce(u.audience, c.audience) ELSE c.audience END`, `u.notified`, `c.already + u.already`) + `,
   notified = c.notified + u.notified, already = c.already + u.already,
   started_at = coalesce(c.started_at, CASE WHEN c.cursor <> '' THEN c.accepted_at WHEN u.cursor <> '' THEN now() END),
-  finished_at = `+finishedAt+`, refusal = u.refusal
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[], $7::int8[], $8::int8[], $9::int8[], $10::boolean[], $11::text[])
-  AS u(campaign, restaurant, lane, version, state, cursor, audience, notified, already, cut_off, refusal)
+  finished_at = ` + finishedAt + `, refusal = u.refusal
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[], $7::int8[], $8::int8[], $9::int8[], $10::boolean[], $11::text[]) WITH ORDINALITY
+  AS u(campaign, restaurant, lane, version, state, cursor, audience, notified, already, cut_off, refusal, n)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }
