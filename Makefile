@@ -27,7 +27,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz test-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ test-page: ## the live page in headless Chromium; UPDATE=1 takes the pictures of
 	@scripts/install-tools.sh go chromium axe
 	go vet -tags page ./internal/e2e
 	UPDATE=$(UPDATE) go test -tags page -count=1 -vet=off -timeout 15m -run '^TestPage$$' $(GOTESTFLAGS) ./internal/e2e
+
+test-packages: ## install, upgrade and remove the deb and the rpm in fresh roots; SKIPPED where that is not possible
+	@scripts/install-tools.sh go
+	@scripts/test-packages.sh
 
 model: ## check the protocol's formal model, and that each rule is needed (spin)
 	@scripts/model/run.sh

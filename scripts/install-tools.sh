@@ -2,7 +2,7 @@
 # Checks for the tools that the build and the tests need beside Go modules. As
 # root on Debian it installs missing ones; elsewhere it names their packages.
 #
-#   scripts/install-tools.sh go kcat java postgres pgbouncer promtool chromium axe
+#   scripts/install-tools.sh go kcat java postgres pgbouncer promtool chromium axe packages
 #
 # axe is the npm package axe-core, which judges the accessibility of the live page in
 # tests: it is downloaded into .cache, checked, and no part of the repository (MPL-2.0).
@@ -52,7 +52,7 @@ fetch_axe() {
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 axe=
-[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|python|postgres|psql|jq|pgbouncer|promtool|chromium|axe ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|python|postgres|psql|jq|pgbouncer|promtool|chromium|axe|packages ..." >&2; exit 2; }
 for tool in "$@"; do
   case $tool in
     go)
@@ -75,6 +75,10 @@ for tool in "$@"; do
     axe)
       need "npm" "command -v npm" npm
       axe=yes
+      ;;
+    packages)
+      need "debootstrap" "command -v debootstrap" debootstrap
+      need "rpm" "command -v rpm" rpm
       ;;
     *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
   esac

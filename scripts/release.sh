@@ -15,7 +15,6 @@ platforms=${PLATFORMS:-linux/amd64 linux/arm64 darwin/amd64 darwin/arm64}
 version=${VERSION:-$(git describe --tags --always --dirty)}
 commit=$(git rev-parse --short=12 HEAD)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-mtime=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
 export SOURCE_DATE_EPOCH CGO_ENABLED=0
 
 # tool NAME MODULE VERSION installs a program of the Go module proxy, once.
@@ -37,17 +36,6 @@ build() {
     -ldflags "-s -w -buildid= -X main.version=$version -X main.commit=$commit" -o "$stage/dinnerbell" ./cmd/dinnerbell
 }
 
-# packages STAGE ARCH writes deb and rpm. A version that is only a commit becomes 0.0.0~commit.
-packages() {
-  local nfpm number=${version#v}
-  nfpm=$(tool nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm v2.44.2)
-  [[ $number == [0-9]*.[0-9]* ]] || number=0.0.0~${number//-/.}
-  sed "s|@MTIME@|$mtime|; s|@OUT@|$1|; s|@ARCH@|$2|; s|@VERSION@|$number|" deploy/package/nfpm.yaml >"$1/../.nfpm.yaml"
-  for format in deb rpm; do
-    "$nfpm" package --config "$1/../.nfpm.yaml" --packager "$format" --target "$out/" >&2
-  done
-}
-
 release() {
   rm -rf "$out"
   mkdir -p "$out"
@@ -63,7 +51,7 @@ release() {
     "$host/dinnerbell" completion fish >"$stage/completion/dinnerbell.fish"
     "$host/dinnerbell" __manual >"$stage/dinnerbell.1"
     GOOS=$os GOARCH=$arch scripts/licenses.sh "$stage/licenses"
-    [ "$os" != linux ] || packages "$stage" "$arch"
+    [ "$os" != linux ] || scripts/package.sh "$stage" "$arch" "$version" "$out" >&2
     cp LICENSE README.md CHANGELOG.md scripts/role.sql deploy/systemd/dinnerbell.service "$stage/"
     archive "$stage"
     rm -rf "$stage"
@@ -71,7 +59,7 @@ release() {
   local sbom
   sbom=$(tool cyclonedx-gomod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod v1.10.0)
   "$sbom" bin -json -licenses -noserial -notimestamp -version "$version" -output "$out/dinnerbell-$version.cdx.json" "$host/dinnerbell" # of what is linked
-  rm -rf "$host" "$out/.nfpm.yaml"
+  rm -rf "$host"
   (cd "$out" && find . -maxdepth 1 -type f ! -name SHA256SUMS -printf '%f\n' | sort | xargs sha256sum >SHA256SUMS)
 }
 
