@@ -27,7 +27,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz test-packages
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz test-packages test-image
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,10 @@ test-page: ## the live page in headless Chromium; UPDATE=1 takes the pictures of
 test-packages: ## install, upgrade and remove the deb and the rpm in fresh roots; SKIPPED where that is not possible
 	@scripts/install-tools.sh go
 	@scripts/test-packages.sh
+
+test-image: ## the Dockerfile's steps, and their result as a container without an engine; skipped without root
+	@scripts/install-tools.sh go
+	TEST_IMAGE=1 go test -count=1 $(TESTFLAGS) -v -timeout 15m -run '^TestImage$$' $(GOTESTFLAGS) ./internal/e2e
 
 model: ## check the protocol's formal model, and that each rule is needed (spin)
 	@scripts/model/run.sh

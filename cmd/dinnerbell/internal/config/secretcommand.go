@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -65,7 +66,8 @@ func (r *sharedRuns) readText(argv []string, noun string) (string, error) {
 	return r.share(func() (string, error) { return runSecretCommand(argv, noun, r.patience) })
 }
 
-// runSecretCommand runs a program and returns its output without the last line's end.
+// runSecretCommand runs a program in a process group of its own, and returns its output
+// without the last line's end. No process of the group outlives the run.
 func runSecretCommand(argv []string, noun string, patience time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -73,7 +75,11 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = out, trouble
 	cmd.WaitDelay = time.Second // a child of the program may hold the pipes open
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err := cmd.Run()
+	if cmd.Process != nil {
+		endGroup(cmd.Process.Pid)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return "", fmt.Errorf("%s did not end within %s", argv[0], patience)
@@ -91,6 +97,17 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 		return "", fmt.Errorf("%s prints no %s", argv[0], noun)
 	}
 	return text, nil
+}
+
+// endGroup kills what is left of a process group whose leader has ended. In a container the
+// daemon is process 1: it inherits these processes, and has to take their exit status.
+func endGroup(group int) {
+	_ = syscall.Kill(-group, syscall.SIGKILL) // fails where nothing is left
+	for {
+		if _, err := syscall.Wait4(-group, nil, 0, nil); err != nil && !errors.Is(err, syscall.EINTR) {
+			return // no child of this process is left in the group
+		}
+	}
 }
 
 // jsonText matches a member of a JSON object that is a string.
