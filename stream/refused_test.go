@@ -62,6 +62,17 @@ func TestRefusedCampaignsAreListedAndNamedOnce(t *testing.T) {
 		t.Errorf("explain: %+v", verdict)
 	}
 
+	resumed, err := operator.Operate(t.Context(), w.cfg.Sink, operator.Resume, "never", "", "tester@here")
+	if err == nil || len(resumed) != 1 || !strings.Contains(resumed[0].Note, "the feedback table refused it at ") || !strings.Contains(resumed[0].Note, "constraint short") {
+		t.Errorf("resume: %v, %+v", err, resumed)
+	}
+	// As a daemon before layout 4 of the tables left the row.
+	w.db.Exec(`UPDATE dinnerbell.campaign SET refusal = '' WHERE adv_campaign_id = 'never'`)
+	verdict = explain.Explain(w.gather("never", first[0], operator.SearchLimits{}))
+	if verdict.Verdict != explain.Refused || !strings.Contains(verdict.Why, "the feedback table refused the campaign at ") || !strings.Contains(verdict.Why, "constraint short") {
+		t.Errorf("explain of an old row: %+v", verdict)
+	}
+
 	w.db.Exec(`ALTER TABLE subscribers_feedback DROP CONSTRAINT short`)
 	w.replayAll(svc, ReplayRequest{})
 	all := slices.Concat(late, first)

@@ -151,6 +151,13 @@ func (r *CampaignRow) isCutOff() bool {
 	return !r.Finished.IsZero() && !r.Finished.Before(r.End)
 }
 
+// isRefusedBy reports whether the letter of the row's message says why the campaign notified
+// nobody. A row that was written before the tables had layout 4 does not have the reason
+// itself. A replay that came after the letter has accepted the message anew.
+func (r *CampaignRow) isRefusedBy(l *Letter) bool {
+	return r.Refusal == "" && r.Notified == 0 && !l.Invalid && !l.Refused.Before(r.Accepted)
+}
+
 // judgeFinished finds the verdict for a campaign whose fan-out is over. unfinished: its
 // end has passed, and its lane has not noted that.
 func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
@@ -161,6 +168,11 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 		} else if e.Now.Before(r.End) {
 			f.next = ReplayHint(r.Sent)
 		}
+		return
+	}
+	if l := e.findRefusal(r.MessageOn, r.MessageAt); l != nil && r.isRefusedBy(l) && !unfinished {
+		f.verdict, f.next = Refused, e.retryHint(l)
+		f.why = "the feedback table refused the campaign at " + formatTime(l.Refused) + ": " + l.Reason
 		return
 	}
 	cut := unfinished || r.isCutOff()

@@ -153,6 +153,7 @@ type Letter struct {
 	Partition  int32
 	Offset     int64
 	Time       time.Time // of the message
+	Refused    time.Time // as Kafka stamped the letter
 	From       string    // the topic of the message, its partition and offset there; "" if not known
 	FromLane   int32
 	FromAt     int64

@@ -192,6 +192,15 @@ func TestExplain(t *testing.T) {
 		"the table refused it before a replay": {want: NotSubscribed, change: func(e *Evidence) {
 			e.Letters, e.Subscriptions = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r"}}, subscribed(false)
 		}},
+		"the table refused it, and the row is older than the reasons": {want: Refused, why: "the feedback table refused the campaign at 2026-05-04T10:06:01Z: no Latin-1", next: "dinnerbell dead-letters retry 0:3", change: func(e *Evidence) {
+			e.Campaigns[0].Notified = 0
+			e.Letters = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r", Refused: hours(-1.9).Add(time.Second)}}
+		}},
+		"the table refused it, and a replay found nobody": {want: NotSubscribed, change: func(e *Evidence) {
+			e.Campaigns[0].Notified = 0
+			e.Letters = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r", Refused: hours(-3)}}
+			e.Subscriptions = subscribed(false)
+		}},
 		"an edit was refused": {want: NotSubscribed, change: func(e *Evidence) {
 			e.Letters, e.Subscriptions = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 9, Reason: "an edit"}}, subscribed(false)
 		}},

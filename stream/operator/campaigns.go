@@ -143,7 +143,7 @@ func planRow(action Action, o *sink.OperatedCampaign, now time.Time) (op sink.Op
 	case Cancel:
 		op.State, op.Cancel = sink.StateCancelled, true
 		if o.State == sink.StateFinished {
-			return op, "everybody who was subscribed when it was sent has it; nobody else gets it", true
+			return op, noteCancelFinished(o), true
 		}
 		return op, "nobody is notified of it any more", true
 	case Pause:
@@ -158,6 +158,14 @@ func planRow(action Action, o *sink.OperatedCampaign, now time.Time) (op sink.Op
 		return planApprove(o, ahead)
 	}
 	return op, fmt.Sprintf("there is no action %q", action), false
+}
+
+// noteCancelFinished says what the cancel of a finished campaign means for its clients.
+func noteCancelFinished(o *sink.OperatedCampaign) string {
+	if o.Refusal != "" || o.Met() == 0 {
+		return describeFinished(o) + "; nobody is notified of it any more"
+	}
+	return "everybody who was subscribed when it was sent has it; nobody else gets it"
 }
 
 func planPause(o *sink.OperatedCampaign) (op sink.Operation, note string, ok bool) {
@@ -193,10 +201,29 @@ func describeState(o *sink.OperatedCampaign, ahead bool) string {
 		return "it waits for its start at " + time.Unix(o.Start, 0).UTC().Format(time.RFC3339)
 	case o.State == sink.StatePending:
 		return "it is going out"
-	case o.State == sink.StateFinished, o.State == sink.StateRejoin:
+	case o.State == sink.StateFinished:
+		return describeFinished(o)
+	case o.State == sink.StateRejoin:
 		return "it went out to everybody who subscribed"
 	}
 	return "it is " + o.State
+}
+
+// describeFinished says in words how a campaign came to its end. A row that was written
+// before the tables had layout 4 does not say that the feedback table refused it.
+func describeFinished(o *sink.OperatedCampaign) string {
+	since := o.Finished.UTC().Format(time.RFC3339)
+	switch {
+	case o.Refusal != "" && o.Notified > 0:
+		return fmt.Sprintf("%d clients have it, and the feedback table takes no more rows of it: %s; once it does, `dinnerbell replay` reaches the others", o.Notified, o.Refusal)
+	case o.Refusal != "":
+		return fmt.Sprintf("the feedback table refused it at %s: %s; once the table takes its rows, `dinnerbell dead-letters retry` or `dinnerbell replay` sends it", since, o.Refusal)
+	case o.Met() == 0 && !o.Begun:
+		return "nobody subscribed to its restaurant when it was sent"
+	case o.Met() == 0:
+		return fmt.Sprintf("it is over since %s and notified nobody, as its row counts; if the feedback table refused it, its dead letter has the reason: `dinnerbell dead-letters list`", since)
+	}
+	return "it went out to everybody who subscribed"
 }
 
 func whenAhead(o *sink.OperatedCampaign, ahead bool) string {

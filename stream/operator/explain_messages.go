@@ -67,7 +67,7 @@ func (g *gatherer) matchLetter(r *fetch.Record) (explain.Letter, bool) {
 	d := newDeadLetter(r)
 	_, refusal := campaign.Parse(r.Value)
 	return explain.Letter{
-		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: d.Time, From: d.Topic, FromLane: d.From, FromAt: d.FromAt, Reason: d.Reason,
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: d.Time, Refused: d.Refused, From: d.Topic, FromLane: d.From, FromAt: d.FromAt, Reason: d.Reason,
 		Restaurant: m.restaurant, LeftOut: m.leftOut, NamesClient: slices.Contains(m.clients, g.e.Client), Guessed: m.guessed, Invalid: refusal != nil,
 	}, true
 }

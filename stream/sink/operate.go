@@ -22,17 +22,25 @@ type OperatedCampaign struct {
 	Approved   bool
 	Start, End int64 // Unix seconds
 	RowCounts
+
+	Finished time.Time // zero: it is not over
+	Refusal  string    // why the feedback table takes no row of it; "": it does, or the row is older than layout 4
 	Time     time.Time // of the last command; zero: none
 	Operator string    // the last command, and who gave it
 }
 
 // operatedColumns are the columns of OperatedCampaign.
 const operatedColumns = `c.adv_campaign_id, c.restaurant_id, c.lane, c.version, c.state, c.cursor <> '', c.approved, c.adv_campaign_datetime_start, c.adv_campaign_datetime_end,
-  coalesce(c.audience, -1), c.notified, c.already, c.operator_time, c.operator`
+  coalesce(c.audience, -1), c.notified, c.already, c.operator_time, c.operator,
+  coalesce(c.finished_at, CASE WHEN c.state = 'finished' THEN c.accepted_at END), c.refusal`
 
 func scanOperated(row pgx.CollectableRow) (o OperatedCampaign, err error) {
 	var ms int64
-	err = row.Scan(&o.Key.Campaign, &o.Key.Restaurant, &o.Lane, &o.Version, &o.State, &o.Begun, &o.Approved, &o.Start, &o.End, &o.Audience, &o.Notified, &o.Already, &ms, &o.Operator)
+	var finished *time.Time
+	err = row.Scan(&o.Key.Campaign, &o.Key.Restaurant, &o.Lane, &o.Version, &o.State, &o.Begun, &o.Approved, &o.Start, &o.End, &o.Audience, &o.Notified, &o.Already, &ms, &o.Operator, &finished, &o.Refusal)
+	if finished != nil {
+		o.Finished = *finished
+	}
 	if ms > 0 {
 		o.Time = time.UnixMilli(ms)
 	}
