@@ -62,8 +62,22 @@ func (c Coordinator) replicaSettings() string {
 
 // Find asks each known broker once for the coordinator, until one of them answers.
 func (c Coordinator) Find(ctx context.Context, client *kgo.Client) error {
-	var err error
+	var brokers []requester
 	for _, broker := range slices.Concat(client.DiscoveredBrokers(), client.SeedBrokers()) {
+		brokers = append(brokers, broker)
+	}
+	return c.findAt(ctx, brokers)
+}
+
+// requester is a broker: a *kgo.Broker.
+type requester interface {
+	Request(ctx context.Context, req kmsg.Request) (kmsg.Response, error)
+}
+
+// findAt is Find over these brokers.
+func (c Coordinator) findAt(ctx context.Context, brokers []requester) error {
+	var err error
+	for _, broker := range brokers {
 		// One request for each broker: the client writes its version into a request, and may
 		// do so after it has given up waiting.
 		req := kmsg.NewPtrFindCoordinatorRequest()
