@@ -259,6 +259,8 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 	case errors.Is(failed, sink.ErrRowRefused):
 		c.lane.svc.counters.conflicts.Add(1)
 		return d.st.markContested(failed)
+	case errors.Is(failed, errTooManyGuarded):
+		return nil // each time another campaign is guarded
 	case errors.Is(failed, sink.ErrRowsDropped):
 		return c.claim.DroppedRowsHalt(failed.Error())
 	case (errors.Is(failed, sink.ErrStaleRow) || sink.IsLockConflict(failed)) && d.tries < stepTries:

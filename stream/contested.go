@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
@@ -80,9 +81,9 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	return f.Receive()
 }
 
-// isGuarded reports whether the table has refused rows of one of the step's campaigns.
+// isGuarded reports whether rows of the step go behind savepoints.
 func (st *step) isGuarded() bool {
-	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.guarded.Load() })
+	return st.suspect || slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.guarded.Load() })
 }
 
 // insertContested writes the rows that do not go by COPY, and leaves in p only clients
@@ -99,9 +100,9 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
-	guarded, took := 0, time.Duration(0)
 	p.Segments = p.Segments[:0]
 	st.refused = st.refused[:0]
+	search := &guardedSearch{left: maxGuarded - st.guardedClients()}
 	for _, k := range st.picks {
 		clients := k.clients
 		if why := st.whyRefused(k); why != "" { // a dead letter has the campaign already
@@ -114,32 +115,70 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			continue
 		}
 		if k.contested {
-			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), Taken: k.late || k.live.taken, CountOwn: k.live.again || k.live.version > 1}
-			began := time.Now()
-			err := n.Write(ctx, k.clients)
-			if n.Guarded {
-				guarded, took = guarded+k.clients.Len(), took+time.Since(began)
-			}
-			c.lane.svc.counters.deliveredMisses.Add(n.Misses)
+			written, err := c.insertPick(ctx, st, p, k, search)
 			if err != nil {
 				return err
 			}
-			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
-			clients = &written
-			k.notified, k.already, k.own = int64(written.Len()), n.Misses, n.Own
-			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
-			if n.Refused != "" {
-				st.noteRefused(k, n.Refused)
-			}
+			clients = written
 		}
 		if clients.Len() > 0 {
 			p.Segments = append(p.Segments, record.Segment{Campaign: k.live.Campaign, Trigger: st.trigger, Clients: clients, Template: k.wire})
 		}
 	}
-	if guarded > 0 {
-		c.guarded.noteTime(guarded, took)
+	if search.tooMany {
+		return errTooManyGuarded
+	}
+	if search.clients > 0 {
+		c.guarded.noteTime(search.clients, search.took)
 	}
 	return nil
+}
+
+// errTooManyGuarded reports that the table refuses clients of campaigns that are too large
+// to find them in this step. The campaigns are marked, and the step is done again without
+// them.
+var errTooManyGuarded = errors.New("too many clients to find the refused ones among")
+
+// guardedSearch is the search for refused rows in one try of a step.
+type guardedSearch struct {
+	left    int           // clients of campaigns that become guarded, among whom the try may still look for the refused ones
+	tooMany bool          // a campaign had more: the try is rolled back
+	clients int           // of campaigns that were guarded before
+	took    time.Duration // to write their rows
+}
+
+// insertPick writes the rows of a pick that does not go by COPY, and returns the clients
+// whose row is new. It marks the campaign as guarded where the table refuses some.
+func (c *committer) insertPick(ctx context.Context, st *step, p *record.Payload, k *clientPick, search *guardedSearch) (*id.List, error) {
+	guarded := k.live.guarded.Load()
+	n := &sink.Insertion{
+		Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger,
+		Guarded: guarded || st.suspect, Suspect: !guarded && !k.late, SearchLimit: search.left,
+		Taken: k.late || k.live.taken, CountOwn: k.live.again || k.live.version > 1,
+	}
+	began := time.Now()
+	err := n.Write(ctx, k.clients)
+	if guarded {
+		search.clients, search.took = search.clients+k.clients.Len(), search.took+time.Since(began)
+	}
+	c.lane.svc.counters.deliveredMisses.Add(n.Misses)
+	if err != nil {
+		return nil, err
+	}
+	k.notified, k.already, k.own = int64(n.Written.Len()), n.Misses, n.Own
+	k.refuses = n.Refused != "" || len(n.LeftOut) > 0
+	if !guarded && (n.TooMany || len(n.LeftOut) > 0) {
+		c.guarded.begin(k)
+		if search.left -= k.clients.Len(); n.TooMany {
+			search.tooMany, search.left = true, 0 // the try is in vain: it only finds the other campaigns
+		}
+	}
+	p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
+	if n.Refused != "" {
+		st.noteRefused(k, n.Refused)
+	}
+	written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
+	return &written, nil
 }
 
 // stepTries is how often a step is repeated because of other lanes. Then the session

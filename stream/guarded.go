@@ -11,12 +11,21 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// A campaign is GUARDED once the feedback table has refused a row of a step that it is in:
-// from then on its rows are tried behind savepoints, which takes far longer than a COPY.
-// So a step takes few of its clients, and a step that was built before the refusal gives
-// up the campaigns that are too large for it: they are POSTPONED, which means that their
-// rows stay as they were, and the start times bring them back as guarded ones. The other
+// Where the feedback table refuses the rows of a step, the step is SUSPECT: each of its
+// campaigns is tried at once behind a savepoint, which shows the campaigns with refused
+// clients. These are GUARDED from then on: their rows are tried behind savepoints, which
+// takes far longer than a COPY. So a step takes few of their clients, and gives up the
+// campaigns that are too large for it: they are POSTPONED, which means that their rows
+// stay as they were, and the start times bring them back as guarded ones. The other
 // campaigns of the lane keep their turns.
+//
+// A guarded campaign goes back to ordinary steps once the table has taken some of its
+// clients in a row. Each ordinary step that the table refuses then costs a roll-back, so
+// the campaign must have earned it. THE INVARIANT: before each refused ordinary step but
+// the first, the campaign has had either twice as many taken clients in a row behind
+// savepoints as before the refused one before, or ordinaryPays clients by ordinary steps.
+// So of n clients at most (1 + n/ordinaryPays) * (2 + log2(n/maxGuarded)) ordinary steps
+// are refused, whatever the table refuses.
 
 const (
 	// maxGuarded and minGuarded bound the clients of guarded campaigns in one step.
@@ -25,6 +34,8 @@ const (
 	// takes twice the time halves the clients of the next ones, each that takes half of it
 	// doubles them.
 	guardedTime = 100 * time.Millisecond
+	// ordinaryPays is how many clients by ordinary steps make up for a refused step.
+	ordinaryPays = 32_000
 	// maxRefused bounds the refused campaigns that are remembered: one that is forgotten
 	// costs another dead letter at most.
 	maxRefused = 1024
@@ -35,13 +46,23 @@ const (
 type guardedCampaigns struct {
 	room atomic.Int64 // clients of guarded campaigns in the next step
 
-	mu       sync.Mutex
-	versions map[campaign.Key]int64 // of the campaigns that were postponed
-	refused  map[campaign.Key]int64 // of those that the table has refused lately, as late picks that were made before may still come
+	mu      sync.Mutex
+	marks   map[campaign.Key]*guardMark
+	refused map[campaign.Key]int64 // of those that the table has refused lately, as late picks that were made before may still come
+}
+
+// guardMark is what is known about a version of a campaign with refused clients, until the
+// campaign is served to its end or loses the version.
+type guardMark struct {
+	version  int64
+	guarded  bool
+	need     int // clients whom the table must take in a row before the campaign goes back to ordinary steps
+	taken    int // in a row, behind savepoints
+	ordinary int // by ordinary steps, since it went back
 }
 
 func newGuardedCampaigns() *guardedCampaigns {
-	g := &guardedCampaigns{versions: map[campaign.Key]int64{}}
+	g := &guardedCampaigns{marks: map[campaign.Key]*guardMark{}}
 	g.room.Store(maxGuarded / 4)
 	return g
 }
@@ -57,15 +78,53 @@ func (g *guardedCampaigns) noteTime(clients int, took time.Duration) {
 	}
 }
 
-// noteStep remembers the campaigns that a committed step has postponed, until they are
-// served to their end or lose their version.
+// begin makes a pick's campaign a guarded one, as the table refuses some of the clients.
+// A pick of late subscribers leaves no mark: its campaign was served before.
+func (g *guardedCampaigns) begin(k *clientPick) {
+	k.live.guarded.Store(true)
+	if k.late {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	least := max(k.clients.Len(), maxGuarded) // so that it meets the refused client again before it goes back
+	m := g.marks[k.live.Key()]
+	switch {
+	case m == nil || m.version != k.live.version:
+		m = &guardMark{version: k.live.version, need: least}
+		g.marks[k.live.Key()] = m
+	case m.ordinary >= ordinaryPays:
+		m.need = least
+	default:
+		m.need = max(2*m.need, least)
+	}
+	m.guarded, m.taken = true, 0
+}
+
+// noteCommittedLocked counts the clients of a committed step's pick. The caller holds mu.
+func (g *guardedCampaigns) noteCommittedLocked(k *clientPick) {
+	m := g.marks[k.live.Key()]
+	switch n := k.clients.Len(); {
+	case m == nil || k.late || m.version != k.live.version:
+	case k.refuses:
+		m.taken = 0
+	case !m.guarded:
+		m.ordinary += n
+	default:
+		if m.taken += n; m.taken >= m.need {
+			m.guarded, m.ordinary = false, 0
+			k.live.guarded.Store(false)
+		}
+	}
+}
+
+// noteStep notes what a committed step has shown of the campaigns that the table refuses
+// clients of.
 func (g *guardedCampaigns) noteStep(st *step) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, p := range st.postponed {
-		g.versions[p.key] = p.version
-	}
 	for _, k := range st.picks {
+		g.noteCommittedLocked(k)
 		if k.notified > 0 { // it takes rows of the campaign again
 			delete(g.refused, k.live.Key())
 		}
@@ -76,26 +135,25 @@ func (g *guardedCampaigns) noteStep(st *step) {
 		}
 		g.refused[l.Key()] = l.version
 	}
-	if len(g.versions) == 0 {
+	if len(g.marks) == 0 {
 		return
 	}
 	for k, r := range st.rows {
 		if r.state != "" && r.state != sink.StatePending && r.state != sink.StateRejoin {
-			delete(g.versions, k)
+			delete(g.marks, k)
 		}
 	}
 	for _, k := range st.lost {
-		delete(g.versions, k)
+		delete(g.marks, k)
 	}
 }
 
-// guard marks a campaign that comes back as guarded if an earlier step has postponed it.
+// guard makes a campaign that comes back a guarded one if it was when it was postponed.
 func (g *guardedCampaigns) guard(l *liveCampaign) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if v, ok := g.versions[l.Key()]; ok && v == l.version {
+	if m := g.marks[l.Key()]; m != nil && m.version == l.version && m.guarded {
 		l.guarded.Store(true)
-		l.contested.Store(true)
 	}
 }
 

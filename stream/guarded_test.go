@@ -77,53 +77,65 @@ func TestRefusingTableHoldsNoLaneUp(t *testing.T) {
 // BenchmarkGuardedCampaign measures a campaign of which the feedback table refuses a part,
 // and how long a small campaign beside it waits.
 func BenchmarkGuardedCampaign(b *testing.B) {
+	many := clients("0000", 20_000)
 	for _, percent := range []int{1, 50, 100} {
-		b.Run(fmt.Sprint(percent), func(b *testing.B) {
-			const audience = 20_000
-			w := feedbackWorld(b, map[string][]string{"r1": clients("0000", audience), "few": clients("0001", 5)}, refusing(percent))
-			w.cfg.Logger = nil
-			svc, _ := w.start()
-			w.produce(0, encodeCampaign(w.campaign("first", "few")))
-			envtest.Until(b, patience, func() error {
-				if n := svc.Status().Notifications.Shipped; n < 5 {
-					return fmt.Errorf("%d shipped", n)
-				}
-				return nil
-			})
-			began := time.Now()
-			w.produce(0, encodeCampaign(w.campaign("large", "r1")))
-			var worst, sum time.Duration
-			small, over := 0, false
-			for !over {
-				sent := time.Now()
-				small++
-				id := fmt.Sprint("small", small)
-				w.produce(0, encodeCampaign(w.campaign(id, "few")))
-				envtest.Until(b, 10*patience, func() error {
-					if n := w.db.Int(`SELECT notified FROM dinnerbell.campaign WHERE adv_campaign_id = $1 UNION ALL SELECT 0 LIMIT 1`, id); n < 5 {
-						return fmt.Errorf("%d have it", n)
-					}
-					return nil
-				})
-				took := time.Since(sent)
-				sum, worst = sum+took, max(worst, took)
-				over = w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'large' AND state = 'finished'`) == 1 || time.Since(began) > 90*time.Second
-			}
-			took := time.Since(began)
-			var passed int64 = audience
-			if w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'large' AND state = 'finished'`) == 0 {
-				passed = -1 // not known: the campaign is not over
-				for _, d := range w.deadLetters() {
-					passed += int64(len(namedClients(b, d)))
-				}
-				passed += w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'large'`)
-			}
-			b.ReportMetric(float64(passed)/took.Seconds(), "clients/s")
-			b.ReportMetric(worst.Seconds()*1000, "ms-worst-small")
-			b.ReportMetric(sum.Seconds()*1000/float64(small), "ms-mean-small")
-			b.ReportMetric(0, "ns/op")
-		})
+		b.Run(fmt.Sprint(percent), func(b *testing.B) { benchmarkGuarded(b, many, refusing(percent)) })
 	}
+	all := make([]string, 100_000)
+	for i := range all {
+		all[i] = fmt.Sprintf("%08x-e89b-12d3-a456-426614174000", i)
+	}
+	b.Run("one of 100000", func(b *testing.B) {
+		benchmarkGuarded(b, all, feedbackDDL(fmt.Sprintf(`, CONSTRAINT choosy CHECK (client_id <> '%s')`, all[30_000])))
+	})
+}
+
+func benchmarkGuarded(b *testing.B, audience []string, ddl string) {
+	b.Helper()
+	w := feedbackWorld(b, map[string][]string{"r1": audience, "few": clients("f001", 5)}, ddl)
+	w.cfg.Logger = nil
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("first", "few")))
+	envtest.Until(b, patience, func() error {
+		if n := svc.Status().Notifications.Shipped; n == 0 {
+			return fmt.Errorf("%d shipped", n)
+		}
+		return nil
+	})
+	began := time.Now()
+	w.produce(0, encodeCampaign(w.campaign("large", "r1")))
+	var worst, sum time.Duration
+	small, over := 0, false
+	finished := func() bool {
+		return w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'large' AND state = 'finished'`) == 1
+	}
+	for !over {
+		sent := time.Now()
+		small++
+		id := fmt.Sprint("small", small)
+		w.produce(0, encodeCampaign(w.campaign(id, "few")))
+		envtest.Until(b, 10*patience, func() error {
+			if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = $1 AND state = 'finished'`, id); n == 0 {
+				return fmt.Errorf("%s is not over", id)
+			}
+			return nil
+		})
+		took := time.Since(sent)
+		sum, worst = sum+took, max(worst, took)
+		over = finished() || time.Since(began) > 90*time.Second
+	}
+	took, passed := time.Since(began), int64(len(audience))
+	if !finished() {
+		passed = -1 // not known: the campaign is not over
+		for _, d := range w.deadLetters() {
+			passed += int64(len(namedClients(b, d)))
+		}
+		passed += w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'large'`)
+	}
+	b.ReportMetric(float64(passed)/took.Seconds(), "clients/s")
+	b.ReportMetric(worst.Seconds()*1000, "ms-worst-small")
+	b.ReportMetric(sum.Seconds()*1000/float64(small), "ms-mean-small")
+	b.ReportMetric(0, "ns/op")
 }
 
 // namedClients returns the clients whom a dead letter names as left out.

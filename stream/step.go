@@ -68,6 +68,7 @@ type clientPick struct {
 	// and how many have a row already, of which the campaign itself has written own.
 	notified, already, own int64
 	refusal                string // why the table takes no row of the campaign; "": it does
+	refuses                bool   // the table refuses some of the clients, or all
 }
 
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
@@ -97,6 +98,10 @@ type step struct {
 	table *sink.FeedbackTable // as the claim has read it
 
 	counts *sink.StepCounts // of the rows that the step changes; there once it is committed
+
+	// suspect: the table has refused a row of the step, and it is not known of which
+	// campaign. All rows go behind savepoints, which shows the campaign.
+	suspect bool
 
 	size int // bytes of the messages and dead letters that the step accepts
 
@@ -229,16 +234,17 @@ func (st *step) seal(now int64) {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
-		if p.late {
-			return true
-		}
-		r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
-		r.state, r.cutOff = sink.StateFinished, p.live.End <= now
-		if !r.cutOff {
-			r.refusal = p.live.whyRefused()
+		if !p.late {
+			r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
+			r.state, r.cutOff = sink.StateFinished, p.live.End <= now
 		}
 		return true
 	})
+	for _, r := range st.rows { // with clients or without: the step may have met nobody who lacks the campaign
+		if r.served && r.refused.Load() {
+			r.state, r.cutOff, r.refusal = sink.StateFinished, false, r.whyRefused()
+		}
+	}
 	// In the order of the unique index: two lanes with the same campaign ids lock
 	// rows in the same order.
 	slices.SortFunc(st.picks, func(a, b *clientPick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
@@ -252,8 +258,8 @@ func (st *step) seal(now int64) {
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		p.notified, p.already, p.own, p.refusal = int64(p.clients.Len()), 0, 0, ""
-		if p.contested = p.live.contested.Load() || len(st.table.Triggers) > 0; !p.contested {
+		p.notified, p.already, p.own, p.refusal, p.refuses = int64(p.clients.Len()), 0, 0, "", false
+		if p.contested = st.suspect || p.live.contested.Load() || p.live.guarded.Load() || len(st.table.Triggers) > 0; !p.contested {
 			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
 		}
@@ -285,19 +291,19 @@ func (st *step) memoryHeld() (n int) {
 }
 
 // markContested prepares a step for another try after the feedback table has refused
-// its rows: the next try writes them by ON CONFLICT. Where the reason is not a row
-// that exists, or the refusal is the second one, the next try also looks for the rows
-// that the table refuses. Where both was tried before, markContested returns the
-// error.
+// its rows. Where the reason is a row that exists, the next try writes the campaigns by
+// ON CONFLICT. Where it is another one, or the refusal is the second one, the step is
+// suspect: the next try also looks for the rows that the table refuses. Where both was
+// tried before, markContested returns the error.
 func (st *step) markContested(refused error) error {
 	e, _ := errors.AsType[*pgconn.PgError](refused)
-	again := st.copied == 0 // no COPY that could have met an existing row
 	changed := false
-	for _, k := range st.picks {
-		changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
-		if again || e == nil || e.Code != sink.UniqueViolation {
-			changed = !k.live.guarded.Swap(true) || changed
+	if copied := st.copied > 0; copied && e != nil && e.Code == sink.UniqueViolation {
+		for _, k := range st.picks {
+			changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
 		}
+	} else {
+		changed, st.suspect = !st.suspect, true
 	}
 	if !changed {
 		return refused
@@ -314,9 +320,17 @@ func (st *step) resealIfChanged(now time.Time) {
 }
 
 // hasRefused reports whether the table has refused a campaign of the step since the
-// step was sealed.
+// step was sealed: one with clients, or with a row alone.
 func (st *step) hasRefused() bool {
-	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.refused.Load() })
+	if slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.refused.Load() }) {
+		return true
+	}
+	for _, r := range st.rows {
+		if r.served && r.refusal == "" && r.refused.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // waitingStarts lists the step's campaigns that wait for their start, for fresh

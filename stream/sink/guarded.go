@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -41,7 +42,7 @@ const (
 // most 1 + probes + n/16 + n tries for n clients, in at most four round trips and a
 // look-up for each constraint that has refused rows.
 func (n *Insertion) writeGuarded(ctx context.Context, texts []string) error {
-	if err := n.findRefused(ctx, texts); err != nil {
+	if err := n.findRefused(ctx, texts); err != nil || n.TooMany {
 		return err
 	}
 	return n.settleUnreturned(ctx)
@@ -68,6 +69,15 @@ func (n *Insertion) findRefused(ctx context.Context, texts []string) error {
 			return err
 		}
 	}
+	if n.Suspect && len(texts) > n.SearchLimit {
+		n.TooMany = true
+		return nil
+	}
+	return n.searchChunks(ctx, texts)
+}
+
+// searchChunks tries the rows in chunks, and those of refused chunks one by one.
+func (n *Insertion) searchChunks(ctx context.Context, texts []string) error {
 	var suspects []string
 	for _, size := range [...]int{chunkRows, 1} {
 		refused, err := n.tryChunks(ctx, slices.Collect(slices.Chunk(texts, size)))
@@ -136,6 +146,11 @@ const guardedInsert = "insert guarded rows"
 // tryChunks inserts each chunk behind a savepoint, all its rows or none, in one round
 // trip. It returns the refused chunks in their order.
 //
+// An error that is not about a row, as of a lock timeout or a cancelled statement, ends
+// the insertion. The server has the other chunks already and would wait for a lock in
+// each of them, so tryChunks ends the connection, except after a lock conflict: the step
+// can be repeated on it then.
+//
 // Nobody waits for an answer, so the same messages must follow a chunk whether it is
 // refused or not: where it is taken, RELEASE and SAVEPOINT move the savepoint behind it;
 // where it is refused, the server skips both. Then ROLLBACK TO returns to the savepoint
@@ -146,7 +161,11 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 		return nil, fmt.Errorf("prepare the insertion of feedback rows: %w", err)
 	}
 	p := n.Conn.PgConn().StartPipeline(ctx)
-	defer func() { err = errors.Join(err, p.Close()) }()
+	defer func() {
+		if closed := p.Close(); err == nil {
+			err = closed
+		}
+	}()
 	send := func(sql string) { p.SendQueryParams(sql, nil, nil, nil, nil) }
 	send(`SAVEPOINT rows`)
 	p.SendPipelineSync()
@@ -171,12 +190,16 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 	if err := readToSync(p, nil); err != nil {
 		return nil, fmt.Errorf("set savepoint: %w", err)
 	}
+	var conflict error
 	for _, texts := range chunks {
 		var returned [][3]string
 		err := readToSync(p, func(row [3]string) { returned = append(returned, row) })
 		if e, ok := errors.AsType[*pgconn.PgError](err); ok && RefusesRow(e) {
 			refused = append(refused, refusedChunk{texts, e})
+		} else if IsLockConflict(err) {
+			conflict = cmp.Or(conflict, err)
 		} else if err != nil {
+			n.abandon(ctx)
 			return nil, n.describeFailure(err)
 		} else if err := n.takeReturned(texts, returned); err != nil {
 			return nil, err
@@ -185,11 +208,29 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 			return nil, fmt.Errorf("return to savepoint: %w", err)
 		}
 	}
+	if conflict != nil {
+		return nil, n.describeFailure(conflict)
+	}
 	if err := readToSync(p, nil); err != nil {
 		return nil, fmt.Errorf("end savepoint: %w", err)
 	}
 	return refused, nil
 }
+
+// abandon ends the connection in the middle of an exchange. The server meets that at its
+// next answer; the statement that it works on meanwhile is cancelled, so that it holds its
+// locks no longer than necessary. Where the cancel fails, the next owner of the lane ends
+// the server's session.
+func (n *Insertion) abandon(ctx context.Context) {
+	conn := n.Conn.PgConn()
+	ctx, stop := context.WithTimeout(ctx, cancelPatience)
+	defer stop()
+	_ = conn.Conn().Close() // before the cancel: otherwise the server goes on with the next statement
+	_ = conn.CancelRequest(ctx)
+}
+
+// cancelPatience bounds how long abandon waits for the server.
+const cancelPatience = time.Second
 
 // readToSync reads the answers up to the next Sync. It calls each for rows of three
 // texts, and returns the first error of the server.

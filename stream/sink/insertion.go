@@ -23,6 +23,10 @@ type Insertion struct {
 	// Guarded: the table has refused rows of the campaign before. Write then finds the
 	// rows that it refuses and writes the others; otherwise a refused row is an error.
 	Guarded bool
+	// Suspect: of a guarded insertion that may meet no refused row at all. Where it meets
+	// one, and has more than SearchLimit clients, it looks no further and sets TooMany.
+	Suspect     bool
+	SearchLimit int
 	// Taken: the table has taken rows of the campaign before. A refusal that names no
 	// constraint of the campaign is then about the clients.
 	Taken bool
@@ -32,6 +36,7 @@ type Insertion struct {
 	Written id.List             // clients whose row is new
 	Refused string              // why no client of the campaign can have a row; "" if clients can
 	LeftOut map[string][]string // reason → clients whose row alone is refused
+	TooMany bool                // some rows are refused, and Write has not looked for them: the transaction must be rolled back
 	Misses  int64               // clients who had a row already
 	Own     int64               // those of them whose row is of this restaurant; 0 without CountOwn
 

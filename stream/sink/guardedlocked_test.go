@@ -1,0 +1,77 @@
+package sink
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/pgsession"
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state/id"
+)
+
+// A guarded insertion that waits for a lock in vain, or is cancelled, ends there: the
+// server begins at most the next chunk, and nobody is left out because of the lock.
+func TestGuardedInsertionBehindALock(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ setting, code string }{"lock timeout": {"lock_timeout", LockNotAvailable}, "statement timeout": {"statement_timeout", "57014"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := envtest.Database(t)
+			cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell",
+				Pins: []pgsession.Setting{{Name: c.setting, Value: "1s"}}}
+			if _, err := Setup(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			all := listClients("0000", 160)
+			db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`)
+			conn, err := cfg.Connect(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer CloseConn(conn)
+			found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Somebody else writes a row of each chunk and does not commit.
+			theirs, err := db.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = theirs.Rollback(t.Context()) }()
+			in := &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, Taken: true}
+			list := &id.List{}
+			for i, text := range all {
+				list.Append(packID(t, text))
+				if i > 0 && i%chunkRows == 0 {
+					if _, err := theirs.Exec(t.Context(), found.Feedback.InsertSQL(), "r1", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			pid := conn.PgConn().PID()
+			began := time.Now()
+			err = pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
+			if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != c.code {
+				t.Errorf("error %v, want %s", err, c.code)
+			}
+			envtest.Until(t, patience, func() error {
+				if n := db.Int(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND state <> 'idle'`, int64(pid)); n > 0 {
+					return fmt.Errorf("the server still works on the insertion")
+				}
+				return nil
+			})
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("the insertion has waited for %s, want for one chunk", took)
+			}
+			if in.LeftOut != nil || in.Refused != "" {
+				t.Errorf("left out %v, refused %q", in.LeftOut, in.Refused)
+			}
+		})
+	}
+}
