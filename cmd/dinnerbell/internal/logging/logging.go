@@ -155,8 +155,12 @@ func (h *cleaningHandler) cleanAttr(a slog.Attr) slog.Attr {
 
 // attrIdentity returns the part of an attribute by which two messages differ. It
 // leaves out durations, and numbers other than a lane's, because pauses and counts
-// grow; and numbers inside of a text, such as a port or a process id.
+// grow; numbers inside of a text, such as a port or a process id; and the address of a
+// stranger, who may have as many as he likes.
 func attrIdentity(a slog.Attr) string {
+	if a.Key == "address" {
+		return ""
+	}
 	switch a.Value.Kind() {
 	case slog.KindDuration, slog.KindInt64, slog.KindUint64, slog.KindFloat64, slog.KindTime:
 		if a.Key != "lane" {
