@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/internal/testenv/envtest"
 )
 
 // Names that need quotes, other schemas, and all types of keys and ids come
@@ -90,6 +91,23 @@ func TestRowsThatAreNoSubscription(t *testing.T) {
 	r.same("r")
 	if st := r.m.Status(); st.BadIDs != 2 || st.NullIDs != 8 || st.Subscriptions != 3 {
 		t.Errorf("status is %+v, want 2 bad ids, 8 that are NULL and 3 subscriptions", st)
+	}
+}
+
+// A row with a value of more than any message that the daemon's own tables have is read
+// like others, in the snapshot and in the stream, whether the value is needed or not.
+func TestLongRowsOfManyMegabytes(t *testing.T) {
+	envtest.Long(t)
+	r := newDeployment(t)
+	r.Exec(`ALTER TABLE subscribers_restaurants ADD COLUMN note text`)
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, repeat('x', 150 << 20), 'r'), (2, 'c', 'r')`)
+	r.setup().start()
+	r.barrier()
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (3, repeat('y', 150 << 20), 'r')`)
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id, note) VALUES (4, 'd', 'r', repeat('z', 150 << 20))`)
+	r.barrier()
+	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 2 {
+		t.Errorf("status is %+v, want 2 bad ids and 2 subscriptions", st)
 	}
 }
 

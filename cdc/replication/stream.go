@@ -14,6 +14,7 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/state/id"
 )
 
@@ -41,6 +42,7 @@ func Start(ctx context.Context, conn *pgconn.PgConn, slot, publication string, l
 	if err != nil {
 		return nil, fmt.Errorf("start replication from %s: %w", lsn, err)
 	}
+	postgres.ExpectLargeRows(conn) // a row comes with all columns of the publication
 	return &Stream{conn: conn}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -242,6 +243,7 @@ func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
 // copyRanges copies parts over one connection until there are no more.
 func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan Part) error {
 	w := &copyWriter{to: c}
+	postgres.ExpectLargeRows(sql.PgConn())
 	list, integers := copyColumns(c.cat.Columns)
 	for part := range parts {
 		in := &pgoutput.CopyReader{Integers: integers, Pack: &w.pack, Add: w.addRow}

@@ -44,6 +44,7 @@ var hostilePostgres = map[string]stranger{
 	"work":            {hostile.Scram(10_000_000), "iterations of SCRAM", false},
 	"TLS and silence": {hostile.Answer([]byte("S")), "timeout", false},
 	"then silence":    {hostile.Answer(hostile.LetIn), "timeout", true},
+	"a large row":     {hostile.Endless(append(bytes.Clone(hostile.LetIn), hostile.Claim('D', 900<<20)...), hostile.Zeros), "invalid body length", false},
 	"rows":            {hostile.Endless(hostile.LetIn, hostile.Rows), "", true},
 }
 

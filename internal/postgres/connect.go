@@ -13,9 +13,20 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+const (
+	// maxMessage bounds, in bytes, a message of a server that has let us in. The largest
+	// ones are rows of the daemon's outbox: a step of a few MB that ends with one message
+	// of Kafka, which has at most 64 MiB.
+	maxMessage = 128 << 20
+	// maxServerMessage is the largest message that a server can make, of its
+	// MaxAllocSize.
+	maxServerMessage = 0x3fffffff - 1
+)
+
 // Connect opens an ordinary connection.
 func Connect(ctx context.Context, o *pgx.ConnConfig) (*pgx.Conn, error) {
 	bounded := o.Copy()
+	bounded.MaxProtocolMessageBodyLen = maxMessage
 	boundStartup(&bounded.Config)
 	conn, err := pgx.ConnectConfig(ctx, bounded)
 	if err != nil {
@@ -27,6 +38,7 @@ func Connect(ctx context.Context, o *pgx.ConnConfig) (*pgx.Conn, error) {
 // ConnectWalsender opens a connection without pgx's type map, for replication.
 func ConnectWalsender(ctx context.Context, o *pgconn.Config) (*pgconn.PgConn, error) {
 	bounded := o.Copy()
+	bounded.MaxProtocolMessageBodyLen = maxMessage
 	boundStartup(bounded)
 	conn, err := pgconn.ConnectConfig(ctx, bounded)
 	if err != nil {
@@ -34,6 +46,10 @@ func ConnectWalsender(ctx context.Context, o *pgconn.Config) (*pgconn.PgConn, er
 	}
 	return conn, nil
 }
+
+// ExpectLargeRows lets the server send rows of other people's tables from now on, which
+// may be as large as a server can make one. A row costs its size in memory.
+func ExpectLargeRows(conn *pgconn.PgConn) { conn.Frontend().SetMaxBodyLen(maxServerMessage) }
 
 // ConnectError is the reason why no server accepted the connection: one line, each
 // address once.

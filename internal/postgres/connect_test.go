@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -11,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dinnerbell/internal/testenv/envtest/hostile"
 )
 
 // serve answers every connection's first message with these bytes, and gives the
@@ -122,5 +126,46 @@ func TestMessageBeforeAuthenticationIsBounded(t *testing.T) {
 	}
 	if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
 		t.Errorf("%d MB were allocated", got>>20)
+	}
+}
+
+// A server that has let us in cannot claim a message that no answer of ours has; where rows
+// of other people's tables come, it can, once that was asked for.
+func TestMessagesAreBounded(t *testing.T) {
+	t.Parallel()
+	const claimed = maxMessage + 1
+	for name, lifted := range map[string]bool{"bounded": false, "lifted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			peer := hostile.Start(t, hostile.Answer(append(bytes.Clone(hostile.LetIn), hostile.Claim('D', claimed)...)))
+			o, err := Parse("postgres://u:x@" + peer.Address() + "/de?sslmode=disable")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, connect := range map[string]func(ctx context.Context) (*pgconn.PgConn, error){
+				"Connect": func(ctx context.Context) (*pgconn.PgConn, error) {
+					conn, err := Connect(ctx, o)
+					if err != nil {
+						return nil, err
+					}
+					return conn.PgConn(), nil
+				},
+				"ConnectWalsender": func(ctx context.Context) (*pgconn.PgConn, error) { return ConnectWalsender(ctx, &o.Config) },
+			} {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				conn, err := connect(ctx)
+				if err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				if lifted {
+					ExpectLargeRows(conn)
+				}
+				err = conn.Exec(ctx, "SELECT").Close()
+				if _, refused := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](err); refused == lifted || err == nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
 	}
 }

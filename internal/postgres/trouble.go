@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"dinnerbell/internal/portprobe"
 )
@@ -191,7 +192,8 @@ func (e *connectTrouble) fromNetwork(ctx context.Context) Trouble {
 // answer.
 func (e *connectTrouble) isNoPostgres() bool {
 	_, ok := errors.AsType[*notPostgresError](e.err)
-	return ok || errors.Is(e.err, io.ErrUnexpectedEOF)
+	_, tooLarge := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](e.err)
+	return ok || tooLarge || errors.Is(e.err, io.ErrUnexpectedEOF)
 }
 
 func (e *connectTrouble) noPostgres() Trouble {

@@ -3,11 +3,13 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // An error of a connection names the mending command, once, where the error tells it.
@@ -27,6 +29,7 @@ func TestAddFixNamesTheMendingCommand(t *testing.T) {
 		{"postgres://bell:x@h/de?sslmode=require", errors.New(refusedTLS), "set sslmode=disable in sink.url"},
 		{"postgres://bell:x@h/de", &notPostgresError{"HTTP"}, "see what listens at host and port of sink.url"},
 		{"postgres://bell:x@h/de", io.ErrUnexpectedEOF, "see what listens at host and port of sink.url"},
+		{"postgres://bell:x@h/de", fmt.Errorf("pin settings: %w", &pgproto3.ExceededMaxBodyLenErr{}), "see what listens at host and port of sink.url"},
 		{"postgres://bell:x@h/de", context.DeadlineExceeded, "through (sink.url)"},
 		{"postgres://bell:x@h/de", errors.New("something else"), ""},
 	} {

@@ -26,6 +26,7 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 	}
 	for name, ask := range map[string]func(t *testing.T, log *slog.Logger) func(i int){
 		"the token cannot be read": func(t *testing.T, log *slog.Logger) func(int) {
+			t.Helper()
 			h := handler(log, func() (string, error) { return "", errors.New("http.token: open /run/x: permission denied") })
 			return func(i int) { request(t, h, fmt.Sprintf("192.0.2.%d:%d", i%256, i), "x", "/metrics", "Bearer x") }
 		},
@@ -36,6 +37,7 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 			return func(int) { _, _ = s.getCertificate(nil) }
 		},
 		"wrong tokens": func(t *testing.T, log *slog.Logger) func(int) {
+			t.Helper()
 			h := handler(log, func() (string, error) { return token, nil })
 			return func(i int) {
 				request(t, h, fmt.Sprintf("[2001:db8:%x:%x::1]:7", i/freeAttempts>>8, i/freeAttempts), "x", "/metrics", "Bearer x")
