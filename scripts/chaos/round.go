@@ -217,7 +217,7 @@ func (r *round) addDaemon(i int) error {
 		config: filepath.Join(r.dir, name+".yaml"), log: filepath.Join(r.dir, name+".log"),
 	}
 	if r.servers.opts.soak > 0 {
-		d.env = []string{soakCollector}
+		d.env = []string{fmt.Sprintf("GOGC=%d", soakCollector)}
 	}
 	r.daemons = append(r.daemons, d)
 	direct := r.servers.postgres.URL(r.database)

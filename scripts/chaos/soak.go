@@ -36,9 +36,10 @@ func (p pace) drawTransactionPause(rnd *rand.Rand) time.Duration {
 	return random.Duration(rnd, p.transaction[0], p.transaction[1])
 }
 
-// soakCollector makes the daemon collect garbage often. At its own setting the heap
-// grows to a multiple of what is live before a collection, which hides a small leak.
-const soakCollector = "GOGC=50"
+// soakCollector is the daemon's GOGC, with which it collects garbage often. At its own
+// setting the heap grows to a multiple of what is live before a collection, so that the
+// figures would be old ones.
+const soakCollector = 50
 
 // soakFaults are the faults of a soak and how often each comes. The second daemon is
 // the one that restarts; the first one lives from the beginning to the end, so that its

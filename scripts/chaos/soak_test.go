@@ -24,7 +24,7 @@ func newSoak() *sampler {
 		daemon := func(name string, started time.Duration) {
 			lanes := 1 + int(at/(4*time.Minute))%2
 			s.samples = append(s.samples, &sample{At: at, Of: name, Started: started.Seconds(), Campaigns: campaigns, Changes: 8 * int(at.Seconds()), Lanes: lanes, Figures: map[string]float64{
-				figRSS: 70e6 + noise(5e6), figHeap: 10e6 + noise(8e6), figGoroutines: 30 + 25*float64(lanes) + noise(20), figFiles: 40 + noise(6),
+				figRSS: 70e6 + noise(5e6), figLive: 10e6 + noise(2e6), figGoroutines: 30 + 25*float64(lanes) + noise(20), figFiles: 40 + noise(6),
 				figState: 37e6 + noise(1e6) + 100*8*at.Seconds(),
 			}})
 		}

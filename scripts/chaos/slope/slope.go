@@ -35,7 +35,7 @@ type Result struct {
 	Limit
 	Of      string  `json:"of"` // the process, or the deployment
 	Slope   float64 `json:"slope"`
-	First   float64 `json:"first"` // the lowest figure at the beginning of the second half
+	First   float64 `json:"first"` // the median at the beginning of the second half
 	Last    float64 `json:"last"`  // and at its end
 	Largest float64 `json:"largest"`
 	Samples int     `json:"samples"`
@@ -43,10 +43,10 @@ type Result struct {
 }
 
 // buckets is how many parts the second half is divided into. Each part counts by
-// its lowest sample: a reconnect, a takeover and a garbage collection that is due
-// raise a figure for a moment, and a leak raises the lowest ones, too. With six
-// parts of a run of 30 minutes each part is longer than the two minutes after
-// which Go collects garbage in any case.
+// the median of its samples: a cut connection lowers a figure for a moment, a takeover
+// and a garbage collection that is due raise it, and a leak moves the median. With six
+// parts of a run of 30 minutes each part is longer than the two minutes after which Go
+// collects garbage in any case.
 const buckets = 6
 
 const (
@@ -61,16 +61,16 @@ const (
 // short to judge fails the check: without figures there is no answer.
 func (l Limit) Check(of string, series []Point) Result {
 	r := Result{Limit: l, Of: of}
-	floors, err := findFloors(series)
+	medians, err := findMedians(series)
 	if err != nil {
 		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
 		return r
 	}
-	r.First, r.Last, r.Samples = floors[0].Y, floors[len(floors)-1].Y, len(series)
+	r.First, r.Last, r.Samples = medians[0].Y, medians[len(medians)-1].Y, len(series)
 	for _, p := range series {
 		r.Largest = max(r.Largest, p.Y)
 	}
-	if r.Slope, err = fitLine(floors); err != nil {
+	if r.Slope, err = fitLine(medians); err != nil {
 		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
 		return r
 	}
@@ -78,7 +78,7 @@ func (l Limit) Check(of string, series []Point) Result {
 		r.Problem = fmt.Sprintf("%s of %s grows by %.4g %s per %s, more than %.4g", l.Figure, of, r.Slope, l.Unit, l.Per, l.Most)
 		return r
 	}
-	r.Problem = l.proveSensitive(of, floors)
+	r.Problem = l.proveSensitive(of, medians)
 	return r
 }
 
@@ -87,8 +87,8 @@ const leakFactor = 4
 
 // proveSensitive adds a leak to the series and returns a problem if the fit does
 // not show it: a figure that falls by itself could hide a leak.
-func (l Limit) proveSensitive(of string, floors []Point) string {
-	leaking := slices.Clone(floors)
+func (l Limit) proveSensitive(of string, medians []Point) string {
+	leaking := slices.Clone(medians)
 	for i := range leaking {
 		leaking[i].Y += leakFactor * l.Most * leaking[i].X
 	}
@@ -98,9 +98,9 @@ func (l Limit) proveSensitive(of string, floors []Point) string {
 	return fmt.Sprintf("%s of %s would hide a leak of %.4g %s per %s", l.Figure, of, leakFactor*l.Most, l.Unit, l.Per)
 }
 
-// findFloors returns the lowest point of each part of the second half and each group, in
+// findMedians returns the median point of each part of the second half and each group, in
 // the order of the parts.
-func findFloors(series []Point) ([]Point, error) {
+func findMedians(series []Point) ([]Point, error) {
 	if len(series) == 0 {
 		return nil, errors.New("no samples")
 	}
@@ -111,24 +111,24 @@ func findFloors(series []Point) ([]Point, error) {
 		return nil, fmt.Errorf("%d samples cover no time", len(series))
 	}
 	type cell struct{ part, group int }
-	floors, counts := map[cell]Point{}, map[cell]int{}
+	cells := map[cell][]Point{}
 	for _, p := range series {
 		if p.At < from {
 			continue
 		}
 		c := cell{min(int((p.At-from)/width), buckets-1), p.Group}
-		if counts[c] == 0 || p.Y < floors[c].Y {
-			floors[c] = p
-		}
-		counts[c]++
+		cells[c] = append(cells[c], p)
 	}
 	parts, most := map[int]int{}, 0
 	var out []Point
-	for c, n := range counts {
-		if n < leastSamples {
+	for c, points := range cells {
+		if len(points) < leastSamples {
 			continue
 		}
-		out = append(out, floors[c])
+		middle := points[len(points)/2] // in time
+		slices.SortFunc(points, func(a, b Point) int { return cmp.Compare(a.Y, b.Y) })
+		middle.Y = points[len(points)/2].Y
+		out = append(out, middle)
 		parts[c.group]++
 		most = max(most, parts[c.group])
 	}
