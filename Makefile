@@ -39,7 +39,7 @@ build: ## build bin/dinnerbell
 	go build -ldflags '$(LDFLAGS)' -o bin/dinnerbell ./cmd/dinnerbell
 
 demo: build ## run the whole thing with made-up restaurants; Ctrl-C ends it
-	bin/dinnerbell demo
+	@bin/dinnerbell demo
 
 test: ## all tests on Postgres and kfake
 	@scripts/install-tools.sh go kcat

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 
 	"github.com/jackc/pgx/v5"
@@ -77,7 +78,8 @@ func TestDemoChaos(t *testing.T) {
 	if strings.Contains(string(out), "\x1b[") {
 		t.Errorf("colours where no terminal is:\n%s", out)
 	}
-	if !strings.Contains(stderr.String(), "Live page:  http://127.0.0.1:") || !strings.Contains(stderr.String(), "killed 2 times; compared 2 times: missing 0, doubled 0") {
+	checkFirstLine(t, stderr.String())
+	if !strings.Contains(stderr.String(), "killed 2 times; compared 2 times: missing 0, doubled 0") {
 		t.Errorf("messages:\n%s", stderr)
 	}
 	for line := range strings.Lines(string(out)) {
@@ -88,6 +90,69 @@ func TestDemoChaos(t *testing.T) {
 	if l := left(); len(l) > 0 {
 		t.Errorf("left behind: %v", l)
 	}
+}
+
+// checkFirstLine checks that the demo's first line is the address of its live page, and that
+// no other line has another address.
+func checkFirstLine(t *testing.T, messages string) {
+	t.Helper()
+	first, rest, _ := strings.Cut(messages, "\n")
+	address, found := strings.CutPrefix(first, "Live page:  ")
+	if u, err := url.Parse(address); !found || err != nil || u.Hostname() != "127.0.0.1" || u.Port() == "" {
+		t.Errorf("the first line is no address of the live page: %q", first)
+	}
+	if !strings.Contains(rest, "Live page:  "+address+"\n") {
+		t.Errorf("the hints do not repeat %s:\n%s", address, rest)
+	}
+}
+
+// Who follows the first line at once finds a page, before the servers run; this page gives
+// way to the daemon's.
+func TestDemoPageFromTheStart(t *testing.T) {
+	t.Parallel()
+	cmd, _, left := demoProcess(t)
+	cmd.Stderr = nil
+	messages, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(messages)
+	if !lines.Scan() {
+		t.Fatal("no message")
+	}
+	address := strings.TrimPrefix(lines.Text(), "Live page:  ")
+	if page := string(getPage(t, address)); !strings.Contains(page, "is starting") {
+		t.Errorf("%s answers\n%s", address, page)
+	}
+	for lines.Scan() && !strings.Contains(lines.Text(), "Ctrl-C") { // the hints come when the daemon is ready
+	}
+	if page := string(getPage(t, address)); strings.Contains(page, "is starting") || !strings.Contains(page, "dinnerbell") {
+		t.Errorf("the daemon's page:\n%s", page)
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() { // Wait wants the pipe read to its end
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left behind: %v", l)
+	}
+}
+
+// getPage returns what an address answers.
+func getPage(t *testing.T, address string) []byte {
+	t.Helper()
+	page, err := testenv.Get(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return page
 }
 
 // Ctrl-C ends the stream of campaigns as a success and leaves nothing behind.

@@ -88,6 +88,9 @@ func (t *liveTable) killDaemon(ctx context.Context, r *rand.Rand) error {
 // a join in SQL.
 func (t *liveTable) compareSinks(ctx context.Context) error {
 	d := t.w
+	if n := len(t.open); n > 0 {
+		d.sayChaos(terminal.Yellow, "the comparison waits until all is delivered; %d campaigns are under way", n)
+	}
 	if _, err := d.awaitSettled(ctx, time.Now()); err != nil {
 		if ctx.Err() != nil {
 			return err

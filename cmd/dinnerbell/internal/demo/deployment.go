@@ -38,7 +38,8 @@ type deployment struct {
 	postgres *testenv.Postgres
 	broker   *testenv.Broker
 	daemon   *testenv.Child
-	http     string // host:port of the daemon
+	http     string     // host:port of the daemon
+	page     *startPage // at this address, until the daemon is started
 
 	db       *pgx.Conn
 	producer *kgo.Client
@@ -48,7 +49,7 @@ type deployment struct {
 func (d *deployment) startServers(ctx context.Context) error {
 	d.began = time.Now()
 	for _, step := range []func(context.Context) error{
-		d.makeFolder, d.startPostgres, d.startBroker, d.fillTables, d.writeConfig, d.startDaemon,
+		d.openStartPage, d.makeFolder, d.startPostgres, d.startBroker, d.fillTables, d.writeConfig, d.startDaemon,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -142,11 +143,6 @@ func (d *deployment) fillTables(ctx context.Context) error {
 
 // writeConfig writes the configuration that a user would write, and sets up.
 func (d *deployment) writeConfig(context.Context) error {
-	port, err := testenv.FreePort()
-	if err != nil {
-		return err
-	}
-	d.http = testenv.Loopback(port)
 	// JSON is YAML; its quoting is right for any path.
 	text, err := json.MarshalIndent(map[string]any{
 		"source": map[string]any{"url": d.sourceURL()},
@@ -167,7 +163,10 @@ func (d *deployment) writeConfig(context.Context) error {
 func (d *deployment) configFile() string { return filepath.Join(d.dir, "dinnerbell.yaml") }
 
 func (d *deployment) startDaemon(ctx context.Context) error {
-	d.sayf("dinnerbell run, with its live page at http://%s/", d.http)
+	if err := d.closeStartPage(); err != nil {
+		return err
+	}
+	d.sayf("dinnerbell run")
 	began := time.Now()
 	if err := d.launchDaemon(ctx); err != nil {
 		return err
@@ -200,7 +199,7 @@ func (d *deployment) getStatus(ctx context.Context, path string) ([]byte, error)
 // the folder. The broker and Postgres outlive the daemon, so that it can drain.
 func (d *deployment) stopServers() error {
 	d.sayf("stopping")
-	var errs []error
+	errs := []error{d.closeStartPage()}
 	if d.daemon != nil {
 		errs = append(errs, d.daemon.Stop(stopLimit))
 	}
@@ -224,7 +223,7 @@ func (d *deployment) stopServers() error {
 	return errors.Join(errs...)
 }
 
-// printHints prints the address of the live page, how to look at the demo with other
+// printHints prints the address of the live page again, how to look at the demo with other
 // tools, with the real ports, and what the columns mean. A line takes 80 columns, but for
 // long folders.
 func (d *deployment) printHints() error {
