@@ -47,6 +47,29 @@ func TestEmptyValuesAreUsageErrors(t *testing.T) {
 	}
 }
 
+// A command beside the process that has state.dir open names the folder once, and the way
+// that works beside a daemon.
+func TestStateDirectoryInUse(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	store, err := state.Open(dir, state.Options{ReserveBytes: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	env := []string{"DINNERBELL_SOURCE_URL=postgres://u@127.0.0.1:1/de", "DINNERBELL_KAFKA_BROKERS=127.0.0.1:1", "DINNERBELL_STATE_DIR=" + dir, "DINNERBELL_HTTP_LISTEN=127.0.0.1:0"}
+	for line, want := range map[string]string{
+		"run":               "stop it, or give this one another state.dir",
+		"checkpoint create": "stop it, or give this one another state.dir",
+		"rebuild --offline": "if that is the daemon, it rebuilds while it serves: dinnerbell rebuild\n",
+	} {
+		got := dinnerbell(t, env, strings.Fields(line)...)
+		if got.code != exitFailed || strings.Count(got.stderr, dir) != 1 || !strings.Contains(got.stderr, fmt.Sprint("is in use by process ", os.Getpid())) || !strings.Contains(got.stderr, want) {
+			t.Errorf("%s: %+v", line, got)
+		}
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir() // without a dinnerbell.yaml
 	t.Chdir(dir)

@@ -12,6 +12,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/state/statedir"
 )
 
 // rebuildCmd takes a new snapshot of the subscriptions.
@@ -66,6 +67,9 @@ func (c *rebuildCmd) rebuildOffline(ctx context.Context, a *invocation) error {
 	}
 	log := a.newLogger(cfg)
 	store, err := daemon.OpenState(cfg, log, version, nil)
+	if locked, ok := errors.AsType[*statedir.LockedError](err); ok {
+		return &besideDaemonError{locked}
+	}
 	if err != nil {
 		return err
 	}
@@ -79,6 +83,17 @@ func (c *rebuildCmd) rebuildOffline(ctx context.Context, a *invocation) error {
 	}
 	return c.printResult(a, r)
 }
+
+// besideDaemonError refuses a rebuild without the daemon while it runs.
+type besideDaemonError struct{ *statedir.LockedError }
+
+// Error names the way beside a daemon.
+func (e *besideDaemonError) Error() string {
+	return fmt.Sprintf("state directory %s is in use by process %s; if that is the daemon, it rebuilds while it serves: dinnerbell rebuild", e.Dir, e.Holder)
+}
+
+// Unwrap returns the error that the lock gave.
+func (e *besideDaemonError) Unwrap() error { return e.LockedError }
 
 func (c *rebuildCmd) printResult(a *invocation, r rebuildResult) error {
 	if c.JSON {

@@ -19,7 +19,10 @@ func TestSecondDaemonOnOneDirectory(t *testing.T) {
 	d.start()
 	d.awaitReady()
 	pid := fmt.Sprint("process ", d.process.PID())
-	for _, args := range [][]string{{"run"}, {"rebuild", "--offline"}} {
+	for way, args := range map[string][]string{
+		"stop it, or give this one another state.dir": {"run"},
+		"dinnerbell rebuild\n":                        {"rebuild", "--offline"},
+	} {
 		cmd := exec.CommandContext(t.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
@@ -27,7 +30,7 @@ func TestSecondDaemonOnOneDirectory(t *testing.T) {
 		if !ok || exit.ExitCode() != 1 {
 			t.Errorf("dinnerbell %v: %v, want exit 1", args, exit)
 		}
-		for _, want := range []string{pid, d.dir, "stop it, or give this one another state.dir"} {
+		for _, want := range []string{pid, d.dir, way} {
 			if !strings.Contains(stderr.String(), want) {
 				t.Errorf("dinnerbell %v does not say %q:\n%s", args, want, stderr.String())
 			}

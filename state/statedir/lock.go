@@ -15,8 +15,23 @@ import (
 // LockName names the lock file.
 const LockName = "LOCK"
 
-// ErrLocked means that another process has the state directory open.
+// ErrLocked means that another process has the state directory open. Each error is a
+// [LockedError].
 var ErrLocked = errors.New("state directory is in use")
+
+// LockedError names the directory and the process that has it open.
+type LockedError struct {
+	Dir    string
+	Holder string // a process id, or "unknown"
+}
+
+// Error names both, and what to do.
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("state directory %s is in use by process %s; stop it, or give this one another state.dir", e.Dir, e.Holder)
+}
+
+// Is reports whether target is [ErrLocked].
+func (e *LockedError) Is(target error) bool { return target == ErrLocked }
 
 // Lock checks that nobody else can meddle with the directory ([ErrUnsafe]) and locks it
 // ([ErrLocked]) until the result is closed.
@@ -25,6 +40,9 @@ func Lock(fs vfs.FS, dir string) (io.Closer, error) {
 		return nil, fmt.Errorf("check state directory: %w", err)
 	}
 	lock, err := lockDir(fs, dir)
+	if locked, ok := errors.AsType[*LockedError](err); ok {
+		return nil, locked // it says all
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
@@ -46,8 +64,7 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = fmt.Errorf("%w: %s is held by process %s; stop it, or give this one another state.dir",
-			ErrLocked, filepath.Dir(name), readHolder(f))
+		err = &LockedError{Dir: filepath.Dir(name), Holder: readHolder(f)}
 	} else if err == nil {
 		err = writeHolder(f)
 	}

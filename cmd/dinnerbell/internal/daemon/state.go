@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,6 +19,9 @@ func OpenState(cfg *config.Config, log *slog.Logger, version string, distrust er
 	o := StateOptions(cfg, log, version)
 	o.Distrust = distrust
 	store, err := state.Open(cfg.State.Dir, o)
+	if err != nil && strings.Contains(err.Error(), filepath.Clean(cfg.State.Dir)) {
+		return nil, fmt.Errorf("open state.dir: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open state.dir %s: %w", cfg.State.Dir, err)
 	}
