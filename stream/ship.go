@@ -87,7 +87,7 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.Lane,
 			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.Config.Kafka.Notifications, s.claim.Config.Kafka.DeadLetters, err),
-			Hint: s.claim.Limits.RaiseHint(s.claim.Config.Kafka.Principal) + "; then start the daemon again"}
+			Hint: s.claim.Limits.RaiseHint(s.claim.Config.Kafka) + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)

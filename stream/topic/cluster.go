@@ -199,11 +199,11 @@ func (l *Limits) MaxCampaign() int { return min(6*l.Notification, fetch.MaxBatch
 
 // RaiseHint returns the command that mends a topic that does not accept the records of
 // a decided step.
-func (l *Limits) RaiseHint(principal string) string {
+func (l *Limits) RaiseHint(c Config) string {
 	raise := "restore the topics' former max.message.bytes, or set a higher one"
 	if len(l.guessed) == 0 {
 		return raise
 	}
 	return fmt.Sprintf("let max.message.bytes of topic %s be read, which is taken for %d: %s; where it was lowered, %s",
-		strings.Join(l.guessed, " and "), DefaultMaxMessage, grantCommand(l.Bootstrap, principal, "DescribeConfigs", "--topic "+strings.Join(l.guessed, " --topic ")), raise)
+		strings.Join(l.guessed, " and "), DefaultMaxMessage, c.grantFix(l.Bootstrap, "DescribeConfigs", onTopics(l.guessed...)), raise)
 }

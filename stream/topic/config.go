@@ -14,7 +14,10 @@ type Config struct {
 	ClientOptions func() ([]kgo.Opt, error)
 	// Principal is the name that the brokers know this client by, such as
 	// "User:dinnerbell". Hints about missing rights show it. Default "User:NAME".
-	Principal     string
+	Principal string
+	// IAM says that policies of AWS grant the rights of this client, as Amazon MSK has it,
+	// and no ACLs.
+	IAM           bool
 	Campaigns     string
 	Notifications string
 	DeadLetters   string

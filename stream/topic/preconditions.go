@@ -112,7 +112,7 @@ func checkSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, 
 			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
 				Found:  "its settings may not be read (DescribeConfigs)",
 				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", DefaultMaxMessage),
-				Fix:    f.grantHint("DescribeConfigs", "--topic "+topic)})
+				Fix:    f.grantFix("DescribeConfigs", onTopics(topic))})
 		}
 	}
 	return found, nil

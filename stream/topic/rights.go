@@ -17,19 +17,15 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// grantHint returns the command that grants a right to the client's principal.
-func (f *Facts) grantHint(operation, on string) string {
-	return grantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
-}
-
-func grantCommand(bootstrap, principal, operation, on string) string {
-	return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, principal, operation, on)
+// grantFix returns what grants a right to this client.
+func (f *Facts) grantFix(operation string, on resource) string {
+	return f.Config.grantFix(f.Cluster.Bootstrap, operation, on)
 }
 
 // missingRight returns the finding of a missing right.
-func (f *Facts) missingRight(object, operation, effect, on string) precondition.Finding {
+func (f *Facts) missingRight(object, operation, effect string, on resource) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Object: object,
-		Found: fmt.Sprintf("%s lacks the right %s", f.Config.Principal, operation), Effect: effect, Fix: f.grantHint(operation, on)}
+		Found: fmt.Sprintf("%s lacks the right %s", f.Config.identity(), f.Config.rightName(operation, on)), Effect: effect, Fix: f.grantFix(operation, on)}
 }
 
 // checkRights compares the operations that the brokers allow on the topics, which come
@@ -56,7 +52,7 @@ func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 		case detail.Err != nil, len(detail.AuthorizedOperations) == 0, slices.Contains(detail.AuthorizedOperations, c.operation):
 			continue
 		}
-		found = append(found, f.missingRight("topic "+c.topic, c.name, c.effect, "--topic "+c.topic))
+		found = append(found, f.missingRight("topic "+c.topic, c.name, c.effect, onTopics(c.topic)))
 	}
 	return found, nil
 }
@@ -77,19 +73,20 @@ func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, err
 	if !refused && (err != nil || len(d.AuthorizedOperations) == 0 || slices.Contains(d.AuthorizedOperations, kmsg.ACLOperationRead)) {
 		return nil, nil //nolint:nilerr // a new cluster has no coordinator for some seconds, and joining the group reports every other error
 	}
-	return []precondition.Finding{f.missingRight("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
+	return []precondition.Finding{f.missingRight("consumer group "+group, "Read", "no lane is assigned", resource{kindGroup, []string{group}})}, nil
 }
 
 // MissingTransactionRight returns the finding of a transactional id that the client may
 // not use. Brokers refuse the id when it is used: they do not report the right before.
 func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error) precondition.Finding {
+	on := resource{kindTransactional, []string{c.Group + "-"}}
 	return precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + c.TransactionalID(lane),
-		Found: fmt.Sprintf("%s lacks the right Write: %v", c.Principal, err), Effect: "the lane cannot be taken over",
-		Fix: grantCommand(bootstrap, c.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.Group+"-")}
+		Found: fmt.Sprintf("%s lacks the right %s: %v", c.identity(), c.rightName("Write", on), err), Effect: "the lane cannot be taken over",
+		Fix: c.grantFix(bootstrap, "Write", on)}
 }
 
 // ExplainDenied adds to an error with which the brokers refused a request about a topic
-// the right that it needs, and the command that grants it. It returns every other error
+// the right that it needs, and what grants it. It returns every other error
 // unchanged.
 func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic string) error {
 	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
@@ -97,7 +94,7 @@ func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic st
 	}
 	seeds, _ := client.OptValue(kgo.SeedBrokers).([]string)
 	f := Facts{Config: c.WithDefaults(), Cluster: &Cluster{Bootstrap: strings.Join(seeds, ",")}}
-	return fmt.Errorf("%w: %s", err, f.missingRight("topic "+topic, operation, "", "--topic "+topic))
+	return fmt.Errorf("%w: %s", err, f.missingRight("topic "+topic, operation, "", onTopics(topic)))
 }
 
 // checkInternalTopics requires as many brokers as the internal topics get replicas.
@@ -151,7 +148,7 @@ func (f *Facts) readBrokerSettings(ctx context.Context) (Settings, error) {
 	}
 	switch {
 	case errors.Is(err, kerr.ClusterAuthorizationFailed):
-		return nil, fmt.Errorf("the brokers' settings may not be read; to have them checked: %s", f.grantHint("DescribeConfigs", "--cluster"))
+		return nil, fmt.Errorf("the brokers' settings may not be read; to have them checked: %s", f.grantFix("DescribeConfigs", resource{kind: kindCluster}))
 	case err != nil:
 		return nil, fmt.Errorf("read the brokers' settings: %w", err)
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"log/slog"
 	"os"
+	"strings"
 
 	"dinnerbell/cdc"
 	"dinnerbell/cdc/source"
@@ -65,6 +66,7 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },
 			Principal:     kafkaconn.Principal(cfg.Kafka),
+			IAM:           strings.EqualFold(cfg.Kafka.SASL.Mechanism, config.AWSMSKIAM),
 			Campaigns:     cfg.Kafka.Campaigns,
 			Notifications: cfg.Kafka.Notifications,
 			DeadLetters:   cfg.Kafka.DeadLetters,
