@@ -29,15 +29,20 @@ _dinnerbell() {
   local -a words_found
   words_found=("${(@f)$(dinnerbell ` + Command + ` -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
   words_found=(${words_found:#})
-  if (( ${#words_found} )); then compadd -a words_found; else _files; fi
+  if (( ${#words_found} )); then compadd -a words_found; return; fi
+  compset -P '--*='
+  _files
 }
 compdef _dinnerbell dinnerbell
+# The file of an $fpath is the function itself at its first call.
+if [[ $funcstack[1] == _dinnerbell ]]; then _dinnerbell; fi
 `,
-	"fish": `function __dinnerbell_complete
+	"fish": `function __dinnerbell_words
   set -l line (commandline -opc) (commandline -ct)
   dinnerbell ` + Command + ` -- $line[2..-1] 2>/dev/null
 end
-complete -c dinnerbell -a '(__dinnerbell_complete)'
+complete -c dinnerbell -f -n 'count (__dinnerbell_words) >/dev/null' -a '(__dinnerbell_words)'
+complete -c dinnerbell -F -n 'not count (__dinnerbell_words) >/dev/null'
 `,
 }
 
