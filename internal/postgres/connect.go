@@ -129,6 +129,9 @@ func explainAttempt(err error) connectCause {
 			c.why = op.Err.Error()
 		}
 	}
+	if closed := findClosed(err); closed != nil {
+		c.why = closed.Error()
+	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		c.at, c.why = dns.Name, dns.Err
 	}

@@ -3,9 +3,11 @@ package postgres
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -43,6 +45,41 @@ type notPostgresError struct{ text string }
 // Error says what the server did.
 func (e *notPostgresError) Error() string { return e.text }
 
+// closedError is about a server that ended the connection before it let us in. Package
+// errors finds the error of the network in it.
+type closedError struct {
+	spoke bool // messages, or a part of one, came before
+	err   error
+}
+
+// Error says how far the login had come.
+func (e *closedError) Error() string {
+	if e.spoke {
+		return closedKind + ", in the middle of its answer"
+	}
+	return closedKind + ", without an answer"
+}
+
+// Unwrap returns the error of the network.
+func (e *closedError) Unwrap() error { return e.err }
+
+// closedKind says in a few words what a closedError is about.
+const closedKind = "the server closed the connection during the login"
+
+// findClosed returns the closedError in the error of an attempt, whose connection may have
+// ended before a message was read; nil: the server did not close it.
+func findClosed(err error) *closedError {
+	if closed, ok := errors.AsType[*closedError](err); ok {
+		return closed
+	}
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return &closedError{err: err}
+		}
+	}
+	return nil
+}
+
 // startupReader reads a server's messages: a byte for the type, four for the length,
 // which includes these four, and the body. It fails where the messages before
 // ReadyForQuery are none of Postgres, too large or too many, or ask for too much work.
@@ -71,6 +108,15 @@ func (s *startupReader) Read(p []byte) (int, error) {
 	if !s.letIn {
 		if tooMuch := s.check(p[:n]); tooMuch != nil {
 			return 0, tooMuch
+		}
+	}
+	if err != nil && !s.letIn && n == 0 {
+		if closed := findClosed(err); closed != nil {
+			if errors.Is(err, io.EOF) {
+				closed.err = io.ErrUnexpectedEOF // the driver's word for it
+			}
+			closed.spoke = s.left < maxStartup
+			return 0, closed
 		}
 	}
 	return n, err

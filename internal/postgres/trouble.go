@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"regexp"
 	"strings"
@@ -52,6 +51,8 @@ func AddFix(err error, o *pgconn.Config, key string) error {
 		fix = t.Fix
 	} else if t, ok := e.fromError(); ok {
 		fix = t.Fix
+	} else if closed := findClosed(err); closed != nil {
+		fix = e.fromClosed(closed).Fix
 	} else if e.isNoPostgres() {
 		fix = e.noPostgres().Fix
 	}
@@ -185,15 +186,26 @@ func (e *connectTrouble) fromNetwork(ctx context.Context) Trouble {
 	if !strings.HasPrefix(e.o.Host, "/") && portprobe.SpeaksTLS(ctx, net.JoinHostPort(e.o.Host, fmt.Sprint(e.o.Port))) {
 		return Trouble{"no Postgres: the port speaks TLS from the first byte", "name Postgres' own port in " + e.key + ", or, if the port takes Postgres over TLS: sslmode=require&sslnegotiation=direct"}
 	}
+	if closed := findClosed(e.err); closed != nil {
+		return e.fromClosed(closed)
+	}
 	return e.noPostgres()
 }
 
-// isNoPostgres reports whether something else than Postgres answered, or left without an
-// answer.
+// fromClosed says what is known of a server that ended the connection during the login: it
+// gives no reason.
+func (e *connectTrouble) fromClosed(closed *closedError) Trouble {
+	if closed.spoke {
+		return Trouble{closedKind, "look into its log, and into that of a pooler or proxy in between (" + e.key + "): it crashed, was stopped, or refuses this client without a message"}
+	}
+	return Trouble{closedKind, "look into the log of what listens at host and port of " + e.key + ": a Postgres that crashed or has no connection left, a proxy that refuses this client, or another program"}
+}
+
+// isNoPostgres reports whether something else than Postgres answered.
 func (e *connectTrouble) isNoPostgres() bool {
 	_, ok := errors.AsType[*notPostgresError](e.err)
 	_, tooLarge := errors.AsType[*pgproto3.ExceededMaxBodyLenErr](e.err)
-	return ok || tooLarge || errors.Is(e.err, io.ErrUnexpectedEOF)
+	return ok || tooLarge
 }
 
 func (e *connectTrouble) noPostgres() Trouble {

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -28,7 +31,6 @@ func TestAddFixNamesTheMendingCommand(t *testing.T) {
 		{"postgres://bell:x@h/de", &pgconn.PgError{Code: "57P03"}, ""},
 		{"postgres://bell:x@h/de?sslmode=require", errors.New(refusedTLS), "set sslmode=disable in sink.url"},
 		{"postgres://bell:x@h/de", &notPostgresError{"HTTP"}, "see what listens at host and port of sink.url"},
-		{"postgres://bell:x@h/de", io.ErrUnexpectedEOF, "see what listens at host and port of sink.url"},
 		{"postgres://bell:x@h/de", fmt.Errorf("pin settings: %w", &pgproto3.ExceededMaxBodyLenErr{}), "see what listens at host and port of sink.url"},
 		{"postgres://bell:x@h/de", context.DeadlineExceeded, "through (sink.url)"},
 		{"postgres://bell:x@h/de", errors.New("something else"), ""},
@@ -44,6 +46,52 @@ func TestAddFixNamesTheMendingCommand(t *testing.T) {
 		got := AddFix(cause, &o.Config, "sink.url")
 		if !errors.Is(got, cause) || !strings.Contains(got.Error(), tc.want) || (tc.want == "") != (got.Error() == cause.Error()) || strings.Count(got.Error(), "to mend") > 1 {
 			t.Errorf("%v: got %v, want %q", cause, got, tc.want)
+		}
+	}
+}
+
+// A server that ends the connection in the middle of the login may be a Postgres that
+// crashed, or whose proxy refuses the client: what is known is said, and no more.
+func TestServerClosesDuringLogin(t *testing.T) {
+	t.Parallel()
+	// begins to answer as Postgres does: a parameter, before it lets anybody in
+	parameter := "S\x00\x00\x00\x20server_version\x00"
+	for name, tc := range map[string]struct {
+		answer string
+		reset  bool
+		mode   string
+		want   []string // in the error with its remedy
+	}{
+		"without a message":  {"", false, "disable", []string{"the server closed the connection during the login, without an answer", "a Postgres that crashed or has no connection left", "a proxy", "host and port of source.url"}},
+		"asked for TLS":      {"", false, "require", []string{"the server closed the connection during the login, without an answer", "host and port of source.url"}},
+		"by a reset":         {"", true, "disable", []string{"the server closed the connection during the login, without an answer", "host and port of source.url"}},
+		"after a first word": {parameter, false, "disable", []string{"the server closed the connection during the login, in the middle of its answer", "its log"}},
+	} {
+		at := envtest.Serve(t, func(c net.Conn) {
+			if tcp, ok := c.(*net.TCPConn); ok && tc.reset {
+				_ = tcp.SetLinger(0)
+				return // what the client sent is not read
+			}
+			_, _ = c.Read(make([]byte, 1024))
+			_, _ = io.WriteString(c, tc.answer)
+		})
+		o, err := Parse("postgres://bell:x@" + at + "/de?sslmode=" + tc.mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := Connect(t.Context(), o)
+		if err == nil {
+			_ = conn.Close(t.Context())
+			t.Fatalf("%s: connected", name)
+		}
+		got := AddFix(err, &o.Config, "source.url").Error()
+		for _, want := range tc.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in %s", name, want, got)
+			}
+		}
+		if trouble := ExplainConnect(t.Context(), err, o, "source.url"); trouble.Kind != "the server closed the connection during the login" || strings.Contains(got, "no Postgres answered") {
+			t.Errorf("%s: %+v", name, trouble)
 		}
 	}
 }
