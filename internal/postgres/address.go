@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -90,6 +91,36 @@ func Passwords(raw string) []string {
 		return []string{o.Password, written}
 	}
 	return []string{o.Password}
+}
+
+// PasswordPlace is where the password of a connection stands.
+type PasswordPlace uint8
+
+// The places, in the order of their precedence.
+const (
+	PasswordInAddress     PasswordPlace = iota
+	PasswordInEnvironment               // PGPASSWORD
+	PasswordInFile                      // PGPASSFILE, ~/.pgpass, or the service file
+)
+
+// passwordKeyword matches the password of a keyword/value string.
+var passwordKeyword = regexp.MustCompile(`(?:^|\s)password\s*=`)
+
+// FindPassword returns where the password stands of an address for which [Passwords]
+// finds one.
+func FindPassword(raw string) PasswordPlace {
+	u, err := url.Parse(raw)
+	if err == nil && u.Scheme != "" {
+		if _, set := u.User.Password(); set || u.Query().Has("password") {
+			return PasswordInAddress
+		}
+	} else if passwordKeyword.MatchString(raw) {
+		return PasswordInAddress
+	}
+	if os.Getenv("PGPASSWORD") != "" {
+		return PasswordInEnvironment
+	}
+	return PasswordInFile
 }
 
 // AddPassword returns the address with a password, which takes precedence over one that

@@ -39,6 +39,12 @@ func (c *passwordCommand) check() error {
 		return nil
 	}
 	if raw, err := c.address.Reveal(); err == nil && len(postgres.Passwords(raw)) > 0 {
+		switch postgres.FindPassword(raw) {
+		case postgres.PasswordInEnvironment:
+			return fmt.Errorf("%s: the environment variable PGPASSWORD has a password too; unset it, or leave the command out", c.key)
+		case postgres.PasswordInFile:
+			return fmt.Errorf("%s: a password file of this user (PGPASSFILE or ~/.pgpass) has a password too; remove its line, or leave the command out", c.key)
+		}
 		return fmt.Errorf("%s: %s has a password too; leave one of them out", c.key, c.address.key)
 	}
 	return nil // an error of the address is reported for its own key

@@ -153,3 +153,30 @@ func TestFailedPasswordCommandIsShared(t *testing.T) {
 		t.Errorf("%d runs for 20 connections: %v", len(lines)/2, err)
 	}
 }
+
+// The refusal of a command beside a password names where the password is.
+func TestPasswordBesideCommandIsFound(t *testing.T) {
+	for name, tc := range map[string]struct{ address, environment, want string }{
+		"URL":                       {"postgres://u:secret@db/de", "", "source.url has a password too"},
+		"parameter of the URL":      {"postgres://u@db/de?password=secret", "", "source.url has a password too"},
+		"keyword":                   {"host=db user=u password=secret", "", "source.url has a password too"},
+		"environment":               {"postgres://u@db/de", "elsewhere", "the environment variable PGPASSWORD has a password too; unset it, or leave the command out"},
+		"environment beside a word": {"host=db user=u dbname=password", "elsewhere", "the environment variable PGPASSWORD"},
+		"both":                      {"postgres://u:secret@db/de", "elsewhere", "source.url has a password too"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("PGPASSWORD", tc.environment)
+			err := loadWithCommand(t, tc.address, "true").Validate()
+			if err == nil || !strings.Contains(err.Error(), "source.password_command: "+tc.want) || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "elsewhere") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	t.Run("file", func(t *testing.T) {
+		t.Setenv("PGPASSFILE", write(t, "pass", "*:*:*:*:secret\n"))
+		err := loadWithCommand(t, "postgres://u@db/de", "true").Validate()
+		if err == nil || !strings.Contains(err.Error(), "a password file of this user (PGPASSFILE or ~/.pgpass) has a password too") {
+			t.Errorf("%v", err)
+		}
+	})
+}
