@@ -16,7 +16,7 @@ const (
 )
 
 // checkClock compares this machine's clock with Postgres'. It warns when they begin to
-// differ by more than [sink.MaxSkew], and says when they agree again.
+// differ for certain by more than [sink.MaxSkew], and says when they agree again.
 func (s *Service) checkClock(ctx context.Context, conn sink.Querier) error {
 	skew, off, err := sink.ClockSkew(ctx, conn, s.now)
 	if err != nil || off > clockPrecision {
@@ -24,7 +24,8 @@ func (s *Service) checkClock(ctx context.Context, conn sink.Querier) error {
 	}
 	s.mu.Lock()
 	was := s.clockOff
-	s.skew, s.clockOff = skew, skew.Abs() > sink.MaxSkew
+	s.skew, s.skewOff = skew, off
+	s.clockOff = skew.Abs()-off > sink.MaxSkew
 	is := s.clockOff
 	s.mu.Unlock()
 	switch {

@@ -125,6 +125,7 @@ type Service struct {
 	assigned  bool
 	lastError string
 	skew      time.Duration // how far our clock is ahead of Postgres', as of the last look
+	skewOff   time.Duration // the largest error of skew
 	clockOff  bool          // it is more than [sink.MaxSkew]
 	unreached Unreached
 	halts     chan *halt.Error

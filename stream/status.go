@@ -96,6 +96,7 @@ type Status struct {
 	LastError      string
 	Limits         Limits
 	ClockSkew      time.Duration // how far our clock was ahead of Postgres' at the last look
+	ClockSkewError time.Duration // the largest error of ClockSkew: half of the time that Postgres took to answer
 	Unreached      Unreached
 	Halted         *halt.Error // the first lane that halted
 }
@@ -114,7 +115,7 @@ func (s *Service) Status() Status {
 		lanes = append(lanes, h.lane)
 	}
 	gone := slices.Collect(maps.Values(s.gone))
-	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Unreached: s.unreached, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, ClockSkewError: s.skewOff, Unreached: s.unreached, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
 	out.PaceWaits = time.Duration(s.pace.held.Load())
 	out.Limits = Limits{MaxAudience: s.maxAudience.Load(), NotificationsPerSecond: s.pace.rate.Load()}
 	out.Campaigns.Parked, out.Campaigns.Paused = s.held.parked.Load(), s.held.paused.Load()

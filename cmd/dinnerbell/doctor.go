@@ -12,7 +12,7 @@ import (
 
 // doctorCmd checks everything that run needs.
 type doctorCmd struct {
-	JSON bool `help:"As JSON, one object for each finding: name, level (ok, warn, unknown, FAIL), object, found, effect, fix, and the fix's SQL statements one by one."`
+	JSON bool `help:"As JSON, one object for each finding: name, level (ok, warn, unknown, FAIL), object, found, effect, fix, and the fix taken apart: statements (SQL, each for a call of its own) and advice (the rest: a command or a sentence)."`
 }
 
 // Help returns what `dinnerbell doctor --help` shows below the options.
@@ -54,20 +54,17 @@ func (c *doctorCmd) Run(ctx context.Context, a *invocation) error {
 	return nil
 }
 
-// listedFinding is a finding of --json.
+// listedFinding is a finding of --json, with its fix taken apart.
 type listedFinding struct {
 	precondition.Finding
-
-	// Statements are those of a fix that is SQL, each for a call of its own:
-	// ALTER SYSTEM shares none with another statement.
-	Statements []string `json:"statements,omitempty"`
+	precondition.Remedy
 }
 
 func (c *doctorCmd) printJSON(a *invocation, sections []doctor.Section) error {
 	out := json.NewEncoder(a.stdout)
 	for _, s := range sections {
 		for _, f := range s.Report {
-			if err := out.Encode(listedFinding{f, doctor.Statements(f.Fix)}); err != nil {
+			if err := out.Encode(listedFinding{f, precondition.SplitRemedy(f.Fix)}); err != nil {
 				return err
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
 )
 
@@ -145,7 +146,7 @@ func printProblems(row func(name, format string, args ...any), r *status.Report)
 			continue // they have a line of their own
 		}
 		row(problemNames[p.Level], "%s: %s", p.Part, p.What)
-		row("", "since %s; to mend: %s", momentText(p.Since, time.Now()), p.Mend)
+		printMend(row, "since "+momentText(p.Since, time.Now())+"; to mend:", p.Mend)
 	}
 	if len(r.Problems) > 0 {
 		return
@@ -155,7 +156,20 @@ func printProblems(row func(name, format string, args ...any), r *status.Report)
 	}
 	if h := r.Halted; h != nil {
 		row("HALTED", "%s: %s", h.Part, h.What)
-		row("", "to mend: %s", h.Hint)
+		printMend(row, "to mend:", h.Hint)
+	}
+}
+
+// printMend writes what mends a problem: each statement on a line of its own, to be pasted.
+func printMend(row func(name, format string, args ...any), head, mend string) {
+	remedy := precondition.SplitRemedy(mend)
+	if len(remedy.Statements) == 0 {
+		row("", "%s %s", head, mend)
+		return
+	}
+	row("", "%s", strings.TrimSpace(head+" "+remedy.Advice))
+	for _, statement := range remedy.Statements {
+		row("", "%s;", statement)
 	}
 }
 

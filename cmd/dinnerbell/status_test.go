@@ -36,6 +36,20 @@ func TestStatusForPeople(t *testing.T) {
 	checkText(t, status.NewReport("dev", m, s, false), "rows/s", "— behind")
 }
 
+// Each statement that mends a problem has a line of its own, to be pasted.
+func TestStatementsHaveTheirLines(t *testing.T) {
+	t.Parallel()
+	const grant, index = `GRANT SELECT ON "t" TO "u"`, `ALTER TABLE "t" REPLICA IDENTITY DEFAULT`
+	m := cdc.Status{State: cdc.StateHalted, Halted: &halt.Error{Part: halt.Source, What: "a right is missing", Hint: grant + "; " + index + "; then start again"}, SafeWALSize: -1}
+	r := status.NewReport("dev", m, stream.Status{}, true)
+	r.Problems = status.FindProblems(&r, status.Site{})
+	checkText(t, r, "to mend: then start again\n", " "+grant+";\n", " "+index+";\n")
+	r.Problems = nil
+	checkText(t, r, "to mend: then start again\n", " "+grant+";\n", " "+index+";\n")
+	r.Problems = []status.Problem{{Part: "source", Level: status.LevelWarning, What: "w", Mend: "`ALTER SYSTEM SET a = 1`, then `SELECT pg_reload_conf()`"}}
+	checkText(t, r, "to mend:\n", " ALTER SYSTEM SET a = 1;\n", " SELECT pg_reload_conf();\n")
+}
+
 // checkText prints a report as it comes over the socket.
 func checkText(t *testing.T, r status.Report, wanted ...string) {
 	t.Helper()

@@ -149,39 +149,20 @@ func fixLines(fix string, width int) (lines []string) {
 		}
 		return lines
 	}
-	statements := Statements(fix)
-	if statements == nil {
+	remedy := precondition.SplitRemedy(fix)
+	if remedy.Statements == nil {
 		return wrapText(fix, width)
 	}
-	for _, statement := range statements {
+	for _, statement := range remedy.Statements {
 		lines = append(lines, wrapText(statement+";", width)...)
 	}
-	_, comment, _ := strings.Cut(fix, "-- ")
-	if comment != "" { // it would hide what follows on its line
-		for _, line := range wrapText(comment, width-len("-- ")) {
+	if remedy.Advice != "" { // behind the statements: a comment hides what follows on its line
+		for _, line := range wrapText(remedy.Advice, width-len("-- ")) {
 			lines = append(lines, "-- "+line)
 		}
 	}
 	return lines
 }
-
-// Statements returns the statements of a fix, each for a call of its own: ALTER SYSTEM
-// shares none with another statement. nil: the fix is no SQL.
-func Statements(fix string) (list []string) {
-	if !sqlStatement.MatchString(fix) {
-		return nil
-	}
-	code, _, _ := strings.Cut(fix, "-- ")
-	for statement := range strings.SplitSeq(code, "; ") {
-		if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
-			list = append(list, statement)
-		}
-	}
-	return list
-}
-
-// sqlStatement matches the begin of a statement.
-var sqlStatement = regexp.MustCompile(`^(ALTER|CREATE|DELETE|DROP|GRANT|ROLLBACK|SELECT|UPDATE) `)
 
 // wrapText breaks text at blanks into lines of at most width characters; a longer word
 // stays whole.

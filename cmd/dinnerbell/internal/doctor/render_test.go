@@ -87,21 +87,6 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// ALTER SYSTEM must not share a call with another statement.
-func TestStatementsStandAlone(t *testing.T) {
-	t.Parallel()
-	for fix, want := range map[string][]string{
-		"ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'; SELECT pg_reload_conf(); -- as much; as the disk allows": {"ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'", "SELECT pg_reload_conf()"},
-		`ALTER ROLE "bell" REPLICATION`: {`ALTER ROLE "bell" REPLICATION`},
-		"timedatectl set-ntp true":      nil,
-		"":                              nil,
-	} {
-		if got := Statements(fix); !slices.Equal(got, want) {
-			t.Errorf("%s: %q", fix, got)
-		}
-	}
-}
-
 // The remedy for a server without TLS has statements, and no prose between them.
 func TestStatementsOfAServerWithoutTLS(t *testing.T) {
 	t.Parallel()
@@ -110,7 +95,7 @@ func TestStatementsOfAServerWithoutTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	fix := postgres.ExplainConnect(t.Context(), errors.New("server refused TLS connection"), o, "source.url").Fix
-	if got := Statements(fix); !slices.Equal(got, []string{"ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"}) {
+	if got := precondition.SplitRemedy(fix).Statements; !slices.Equal(got, []string{"ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"}) {
 		t.Errorf("%q", got)
 	}
 }

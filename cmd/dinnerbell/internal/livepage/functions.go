@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
@@ -26,6 +27,7 @@ var functions = template.FuncMap{
 	"count":     countText,
 	"short":     shortenID,
 	"commands":  splitCommands,
+	"sentence":  mendSentence,
 	"lower":     strings.ToLower,
 	"upper":     func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
 	"add":       func(a, b int64) int64 { return a + b },
@@ -129,6 +131,15 @@ func shortenID(id string) string {
 type part struct {
 	Text    string
 	Command bool
+}
+
+// mendSentence returns what mends a problem without its statements, which stand on lines of
+// their own.
+func mendSentence(p status.Problem) string { //nolint:gocritic // as the template passes it
+	if len(p.Statements) > 0 {
+		return p.Advice
+	}
+	return p.Mend
 }
 
 // splitCommands divides a text into its words and the commands between backquotes.

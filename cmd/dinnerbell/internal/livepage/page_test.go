@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/status"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
@@ -329,6 +330,17 @@ func TestFiguresThatAreNotOfNow(t *testing.T) {
 	look([]string{`<b data-value="live">1,234</b>`, `<b data-value="shipped">1,234</b>`, "last known, as of 12:00:00"}, "not known: no lane")
 	r.Stopping, r.Problems = true, []status.Problem{{Part: "daemon", Level: status.LevelWork, What: "the daemon ends", Mend: "nothing to do"}}
 	look([]string{"<strong>Stopping</strong>", "The daemon ends."})
+}
+
+// Each statement that mends a problem has a line of its own, to be pasted.
+func TestStatementsHaveTheirLines(t *testing.T) {
+	t.Parallel()
+	r := &status.Report{Problems: []status.Problem{{Part: "source", Level: status.LevelHalted, What: "a right is missing", Mend: "GRANT a TO b; ALTER TABLE c OWNER TO d; then start again",
+		Remedy: precondition.SplitRemedy("GRANT a TO b; ALTER TABLE c OWNER TO d; then start again")}}}
+	body := get(t, newPage(t, r, nil, nil, nil), "/").Body.String()
+	if want := `</span> then start again<code class="statement">GRANT a TO b;</code><code class="statement">ALTER TABLE c OWNER TO d;</code></span>`; !strings.Contains(body, want) {
+		t.Errorf("the page lacks %s:\n%s", want, body)
+	}
 }
 
 func TestRingKeepsFifteenMinutes(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
 )
 
@@ -34,6 +35,8 @@ type Problem struct {
 	What  string    `json:"what"`  // what happened, and to what
 	Since time.Time `json:"since"` // when the daemon saw it first
 	Mend  string    `json:"mend"`  // what mends it, commands and statements in backquotes; or that nothing is to be done
+
+	precondition.Remedy // mend taken apart: at least one of both is there
 }
 
 // Site names the systems around the daemon, for the commands that mend problems.
@@ -46,12 +49,22 @@ type Site struct {
 const (
 	// lowSafeBytes is how little WAL may be left before the slot is lost without a warning.
 	lowSafeBytes = 256 << 20
-	// largeClockSkew is how far this machine's clock may be off.
+	// largeClockSkew is how far this machine's clock may be off, beyond the error of the
+	// comparison.
 	largeClockSkew = time.Second
 )
 
 // FindProblems lists the problems of a report, the worst first; Since is not set.
 func FindProblems(r *Report, site Site) []Problem {
+	list := findProblems(r, site)
+	for i := range list {
+		list[i].Remedy = precondition.SplitRemedy(list[i].Mend)
+	}
+	return list
+}
+
+// findProblems lists the problems without their remedies taken apart.
+func findProblems(r *Report, site Site) []Problem {
 	if r.Stopping {
 		return append(haltProblems(r), Problem{Part: "daemon", Level: LevelWork, What: "the daemon was asked to end; it finishes the steps in flight",
 			Mend: "nothing to do: the next start goes on from there"})
@@ -60,14 +73,21 @@ func FindProblems(r *Report, site Site) []Problem {
 	if !slices.ContainsFunc(list, func(p Problem) bool { return p.Level == LevelHalted || p.Level == LevelDown }) {
 		list = append(list, stallProblems(r)...)
 	}
-	if skew := time.Duration(r.ClockSkewMS * float64(time.Millisecond)); skew.Abs() >= largeClockSkew {
-		list = append(list, Problem{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine is %s; campaigns start and end by it", skewText(skew)),
-			Mend: "`timedatectl set-ntp true` on the machine whose clock is wrong"})
-	}
+	list = append(list, clockProblems(r)...)
 	slices.SortStableFunc(list, func(a, b Problem) int {
 		return cmp.Compare(slices.Index(levelOrder, a.Level), slices.Index(levelOrder, b.Level))
 	})
 	return list
+}
+
+// clockProblems lists the clock that is off for certain.
+func clockProblems(r *Report) []Problem {
+	skew, off := time.Duration(r.ClockSkewMS*float64(time.Millisecond)), time.Duration(r.ClockSkewErrorMS*float64(time.Millisecond))
+	if skew.Abs()-off < largeClockSkew {
+		return nil
+	}
+	return []Problem{{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine is %s, give or take %s; campaigns start and end by it", skewText(skew), max(off, time.Millisecond).Round(time.Millisecond)),
+		Mend: "`timedatectl set-ntp true` on the machine whose clock is wrong"}}
 }
 
 // skewText says how far this machine's clock is off.
@@ -154,7 +174,7 @@ func composeRemedy(remedy, start string) string {
 	case remedy == "":
 		remedy = start
 	case sqlRemedy.MatchString(remedy):
-		remedy = "`" + remedy + "`"
+		remedy = "run `" + remedy + "`"
 	}
 	return "`dinnerbell doctor` names the cause; " + remedy + ", and it goes on by itself"
 }

@@ -64,6 +64,46 @@ func TestDeadServersAreNamedOnce(t *testing.T) {
 	}
 }
 
+// Every problem has its remedy taken apart: statements, advice or both.
+func TestProblemsHaveStatementsOrAdvice(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	m.SlotWALStatus = "unreserved"
+	m.LastError, m.State = "connect to Postgres: db:5432: server refused TLS connection (to mend: ALTER SYSTEM SET ssl = on; SELECT pg_reload_conf(); -- with a certificate)", cdc.StateConnecting
+	r := NewReport("dev", m, s, true)
+	statements := 0
+	for _, p := range FindProblems(&r, testSite) {
+		statements += len(p.Statements)
+		if len(p.Statements) == 0 && p.Advice == "" || strings.Contains(p.Advice, "ALTER") {
+			t.Errorf("%+v", p)
+		}
+	}
+	if statements != 4 {
+		t.Errorf("%d statements: %+v", statements, FindProblems(&r, testSite))
+	}
+}
+
+// A slow answer of Postgres is no wrong clock: the difference counts as far as it exceeds
+// the error of the comparison.
+func TestUncertainClockIsNoProblem(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		skew, off time.Duration
+		problem   bool
+	}{
+		{time.Second, 0, true}, {-1500 * time.Millisecond, 400 * time.Millisecond, true}, {1500 * time.Millisecond, 700 * time.Millisecond, false},
+		{-1500 * time.Millisecond, 700 * time.Millisecond, false}, {900 * time.Millisecond, 0, false},
+	} {
+		m, s := healthy()
+		s.ClockSkew, s.ClockSkewError = tc.skew, tc.off
+		r := NewReport("dev", m, s, true)
+		found := slices.ContainsFunc(FindProblems(&r, testSite), func(p Problem) bool { return p.Part == "clock" })
+		if found != tc.problem {
+			t.Errorf("%s, give or take %s: a problem is %t", tc.skew, tc.off, found)
+		}
+	}
+}
+
 func TestRemedyIsSplitOff(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][2]string{

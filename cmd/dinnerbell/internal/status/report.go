@@ -39,9 +39,12 @@ type Report struct {
 	Counters      countersReport      `json:"counters"`
 	Limits        limitsReport        `json:"limits"`
 	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the last look.
-	ClockSkewMS float64          `json:"clock_skew_ms"`
-	State       stateReport      `json:"state"`
-	Checkpoint  checkpointReport `json:"checkpoint"`
+	ClockSkewMS float64 `json:"clock_skew_ms"`
+	// ClockSkewErrorMS is the largest error of ClockSkewMS: half of the time that Postgres
+	// took to answer.
+	ClockSkewErrorMS float64          `json:"clock_skew_error_ms"`
+	State            stateReport      `json:"state"`
+	Checkpoint       checkpointReport `json:"checkpoint"`
 	// Recent lists the campaigns that this process handled last, the newest first.
 	Recent []RecentCampaign `json:"recent_campaigns"`
 	// Events lists what the log told lately, the newest first.
@@ -233,13 +236,13 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		Lanes:       []Lane{}, // never null
 		Campaigns:   campaignsReport{Parked: s.Campaigns.Parked, Paused: s.Campaigns.Paused},
 		Halted:      newHaltReport(m, s),
-		ClockSkewMS: float64(s.ClockSkew) / float64(time.Millisecond),
-		Counters:    newCountersReport(m, s),
-		Limits:      limitsReport(s.Limits),
-		State:       stateReport{Condition: conditionOK},
-		Checkpoint:  newCheckpointReport(m),
-		Recent:      newRecentReport(s.Recent),
-		Events:      []Event{}, // never null
+		ClockSkewMS: float64(s.ClockSkew) / float64(time.Millisecond), ClockSkewErrorMS: float64(s.ClockSkewError) / float64(time.Millisecond),
+		Counters:   newCountersReport(m, s),
+		Limits:     limitsReport(s.Limits),
+		State:      stateReport{Condition: conditionOK},
+		Checkpoint: newCheckpointReport(m),
+		Recent:     newRecentReport(s.Recent),
+		Events:     []Event{}, // never null
 	}
 	r.setFigures(&s)
 	if u := s.Unreached; u.Sink != "" || u.Kafka != "" {
