@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -30,7 +31,11 @@ func (c *slowClock) QueryRow(context.Context, string, ...any) pgx.Row {
 type clockRow time.Time
 
 func (r clockRow) Scan(into ...any) error {
-	*into[0].(*time.Time) = time.Time(r)
+	at, ok := into[0].(*time.Time)
+	if !ok {
+		return errors.New("not a time")
+	}
+	*at = time.Time(r)
 	return nil
 }
 

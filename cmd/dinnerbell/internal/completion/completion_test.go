@@ -90,7 +90,7 @@ func shellAt(t *testing.T, shell string) (dir string, run func(code string) (out
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{"dinnerbell": program, "my file.yaml": "", "checked": "", "script": script, "functions/_dinnerbell": script} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil { //nolint:gosec // one is a program
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -150,7 +150,7 @@ while read -r typed; do
   for try in {1..600}; do
     [[ -e noted && $(wc -l < noted) -ge $expected ]] && break
     sleep 0.05
-  done
+  done # with the waiting
 done < typed
 zpty -d session
 cat noted`

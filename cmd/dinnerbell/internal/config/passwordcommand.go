@@ -44,6 +44,7 @@ func (c *passwordCommand) check() error {
 			return fmt.Errorf("%s: the environment variable PGPASSWORD has a password too; unset it, or leave the command out", c.key)
 		case postgres.PasswordInFile:
 			return fmt.Errorf("%s: a password file of this user (PGPASSFILE or ~/.pgpass) has a password too; remove its line, or leave the command out", c.key)
+		case postgres.PasswordInAddress:
 		}
 		return fmt.Errorf("%s: %s has a password too; leave one of them out", c.key, c.address.key)
 	}

@@ -135,7 +135,7 @@ type part struct {
 
 // mendSentence returns what mends a problem without its statements, which stand on lines of
 // their own.
-func mendSentence(p status.Problem) string { //nolint:gocritic // as the template passes it
+func mendSentence(p status.Problem) string {
 	if len(p.Statements) > 0 {
 		return p.Advice
 	}
