@@ -22,7 +22,7 @@ type capacityCmd struct {
 	Texts         float64 `placeholder:"BYTES" help:"Length of a campaign's content, owner and contact together (default: as measured)."`
 
 	Cores       float64 `default:"16" placeholder:"N" help:"Cores of each server (${default})."`
-	WAL         float64 `name:"wal-bandwidth" default:"400e6" placeholder:"B/S" help:"Bytes a second that a Postgres' log disk takes (${default})."`
+	WAL         float64 `name:"wal-bandwidth" default:"400e6" placeholder:"B/S" help:"Bytes a second that the disk of Postgres' WAL takes (${default})."`
 	Network     float64 `default:"1.25e9" placeholder:"B/S" help:"Bytes a second of each server's network (${default}, 10 Gbit/s)."`
 	Replication float64 `default:"3" placeholder:"N" help:"Copies that Kafka keeps (${default})."`
 	Use         float64 `default:"0.7" placeholder:"SHARE" help:"Share of a server to plan for (${default})."`

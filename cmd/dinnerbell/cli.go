@@ -135,7 +135,7 @@ func commandOf(err error) string {
 func newParser(c *commandLine, options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(options,
 		kong.Name("dinnerbell"),
-		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
+		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once. Commands end with 0 if all is done, 1 if something failed, 2 if the command line or the configuration is wrong, 3 if a part is halted and an operator has to decide."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups(commandGroups),
 		kong.Vars{"version": thisBuild().String()},

@@ -18,7 +18,7 @@ type healthCmd struct{}
 
 // Help shows how a container uses it.
 func (*healthCmd) Help() string {
-	return `It prints nothing when the daemon is ready; otherwise one line that says why not, and what mends it.
+	return `It prints nothing when the daemon is ready; otherwise one line that says why not, and what mends it. It ends with 0 if the daemon is ready, 1 if it is not or does not run.
 
 Examples:
   dinnerbell health

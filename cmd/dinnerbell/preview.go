@@ -32,7 +32,9 @@ const maxPreview = control.MaxArguments / 2
 
 // Help shows how it is used.
 func (*previewCmd) Help() string {
-	return `Example:
+	return `It asks the running daemon. It ends with 1 if the message would go to the dead letters.
+
+Example:
   dinnerbell preview campaign.json`
 }
 

@@ -30,7 +30,9 @@ type rebuildResult struct {
 
 // Help shows how it is used.
 func (*rebuildCmd) Help() string {
-	return `Examples:
+	return `It asks the running daemon, and works without one only with --offline.
+
+Examples:
   dinnerbell rebuild
   dinnerbell rebuild --offline    # without a daemon`
 }

@@ -14,7 +14,7 @@ type runCmd struct{}
 
 // Help shows how it is used.
 func (*runCmd) Help() string {
-	return `It stops on SIGTERM or Ctrl-C: steps under way are finished, and it exits with 0.
+	return `It stops on SIGTERM or Ctrl-C: steps under way are finished, and it exits with 0. It exits with 2 if the configuration is refused, and with 3 if nothing can go on without an operator: a restart does not help then.
 
 Example:
   dinnerbell -c /etc/dinnerbell/dinnerbell.yaml run`

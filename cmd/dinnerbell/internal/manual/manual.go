@@ -50,7 +50,8 @@ its local state, which can be rebuilt and needs no backup
 // Write writes the page of an application.
 func Write(w io.Writer, app *kong.Application) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, head, escape(strings.TrimSuffix(app.Help, ".")))
+	name, _, _ := strings.Cut(app.Help, ".") // the first sentence
+	fmt.Fprintf(&b, head, escape(name))
 	for _, leaf := range app.Leaves(true) {
 		writeCommand(&b, leaf)
 	}
