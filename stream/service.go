@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -249,9 +250,19 @@ func (s *Service) checkSinks(ctx context.Context) error {
 		return err
 	}
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
-		s.cfg.Logger.Warn("precondition", "check", f.Name, "found", f.String())
+		s.warnOf(f)
 	}
 	return s.checkClock(ctx, conn)
+}
+
+// warnOf logs a precondition that stops nothing, with what mends it.
+func (s *Service) warnOf(f precondition.Finding) {
+	message, fix := "a fact about Postgres or Kafka will hurt later", f.Fix
+	if f.Level == precondition.Unknown {
+		message = "a fact about Postgres or Kafka could not be checked"
+	}
+	f.Fix = "" // it has a field of its own
+	s.cfg.Logger.Warn(message, "check", f.Name, "found", f.String(), "to_mend", cmp.Or(fix, "dinnerbell doctor"))
 }
 
 func (s *Service) setLastError(text string) {
@@ -303,7 +314,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 				return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
 					Hint: "stop one of the two, or give each its own source.slot"}
 			}
-			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", e.Err)
+			s.cfg.Logger.Warn("cannot take part in the consumer group, trying again", "group", s.cfg.Kafka.Group, "error", e.Err, "to_mend", topic.MendConnection(e.Err))
 		}
 	}
 }
@@ -321,7 +332,7 @@ func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 		assigned := s.assigned
 		if !assigned && !errors.Is(why, takeover.ErrNoAnswer) {
 			s.lastError = fmt.Sprintf("%s: %v", name, why)
-			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", why)
+			s.cfg.Logger.Warn("the consumer group has not answered yet", "group", s.cfg.Kafka.Group, "error", why, "to_mend", topic.MendConnection(why))
 		}
 		s.mu.Unlock()
 		if assigned {

@@ -1,6 +1,7 @@
 package topic
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -111,6 +112,12 @@ func explainConnect(err error) error {
 		return fmt.Errorf("%w (%s)", err, hint)
 	}
 	return err
+}
+
+// MendConnection returns what mends the error of a connection to the brokers: its own
+// remedy, or the command that finds one.
+func MendConnection(err error) string {
+	return cmp.Or(connectHint(err), "dinnerbell doctor names the cause")
 }
 
 // connectHint returns the hint for an error, "" for an error about anything else.

@@ -18,12 +18,21 @@ func New(w io.Writer, level, format string, hide func(string) string) *slog.Logg
 	threshold := &slog.LevelVar{}
 	_ = threshold.UnmarshalText([]byte(level)) // the configuration has been checked
 	opts := &slog.HandlerOptions{Level: threshold}
-	var next slog.Handler = slog.NewTextHandler(w, opts)
+	var next slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: threshold, ReplaceAttr: joinProse})
 	if format == "json" {
 		next = slog.NewJSONHandler(w, opts)
 	}
 	return slog.New(&cleaningHandler{next: next, threshold: threshold, hide: hide, events: &eventRing{},
 		repeats: newRepeatFilter(time.Now)})
+}
+
+// joinProse makes one text of a list of explanations, which a line of text would show
+// without anything between them.
+func joinProse(_ []string, a slog.Attr) slog.Attr {
+	if list, ok := a.Value.Any().([]string); ok && isProse(a.Key) {
+		a.Value = slog.StringValue(strings.Join(list, "; "))
+	}
+	return a
 }
 
 // SetLevel changes the level of a logger of New, and of all loggers that come from it.

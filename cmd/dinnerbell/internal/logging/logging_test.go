@@ -146,3 +146,18 @@ func TestBound(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// Several reasons are told apart in a line of text; in JSON they are a list.
+func TestListOfProse(t *testing.T) {
+	t.Parallel()
+	for format, want := range map[string]string{
+		"text": `reasons="source: connecting; lane 0: stopped" brokers="[a:1 b:2]"`,
+		"json": `"reasons":["source: connecting","lane 0: stopped"],"brokers":["a:1","b:2"]`,
+	} {
+		var out strings.Builder
+		New(&out, "info", format, func(s string) string { return s }).Warn("not ready", "reasons", []string{"source: connecting", "lane 0: stopped"}, "brokers", []string{"a:1", "b:2"})
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %s", format, out.String())
+		}
+	}
+}
