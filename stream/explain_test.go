@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/stream/explain"
 	"dinnerbell/stream/operator"
+	"dinnerbell/stream/topic"
 )
 
 // gather gathers the evidence about a client within limits.
@@ -73,5 +75,55 @@ func TestEvidenceIsReadWithinBounds(t *testing.T) {
 	e = w.gather("good", "a", operator.SearchLimits{Time: 1})
 	if x := explain.Explain(e); e.Record != nil || gaps(e, explain.SourceRecord) == "" || x.Verdict != explain.Unknown || x.Notified != nil {
 		t.Errorf("by time: %+v", x)
+	}
+}
+
+// What could not be read names the address and its key, whichever request failed.
+func TestGapsNameAddressAndKey(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r": {"a"}})
+	kafka := w.cfg.Kafka
+	check := func(what string, parts ...string) {
+		t.Helper()
+		e := w.gather("none", "a", operator.SearchLimits{})
+		if len(e.Gaps) == 0 {
+			t.Errorf("%s: nothing is missing", what)
+		}
+		for _, g := range e.Gaps {
+			for _, part := range parts {
+				if !strings.Contains(g.What, part) {
+					t.Errorf("%s: %q, want %q", what, g.What, part)
+				}
+			}
+		}
+	}
+	w.cfg.Kafka.ClientOptions = func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1")}, nil }
+	check("no broker", "kafka.brokers (127.0.0.1:1)")
+	w.cfg.Kafka = kafka
+	w.cfg.Kafka.DeadLetters, w.cfg.Kafka.Campaigns = "no-such-topic", "no-such-topic-either"
+	check("no topic", "kafka.brokers ("+strings.Join(w.kafka.Brokers, ", ")+")", "no-such-topic")
+	w.cfg.Sink.URL = func() (string, error) { return "postgres://nobody@127.0.0.1:1/de", nil }
+	check("no sink", "sink.url", "127.0.0.1:1")
+}
+
+// The commands that read topics name the brokers too, whichever request failed.
+func TestErrorsOfTopicsNameTheBrokers(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r": {"a"}})
+	named := "kafka.brokers (" + strings.Join(w.kafka.Brokers, ", ") + ")"
+	w.cfg.Kafka.DeadLetters = "no-such-topic"
+	err := operator.ReadDeadLetters(t.Context(), w.cfg.Kafka, w.cfg.Logger, operator.LetterFilter{}, func(*operator.DeadLetter) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), named) {
+		t.Errorf("dead letters: %v, want %q", err, named)
+	}
+	w.cfg.Kafka.Notifications = "no-such-topic-either"
+	if _, err := operator.Audit(t.Context(), w.cfg.Config); err == nil || !strings.Contains(err.Error(), named) {
+		t.Errorf("audit: %v, want %q", err, named)
+	}
+	w.cfg.Kafka.ClientOptions = func() ([]kgo.Opt, error) {
+		return []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1"), kgo.RetryTimeout(time.Second)}, nil
+	}
+	if _, err := topic.Setup(t.Context(), w.cfg.Kafka); err == nil || !strings.Contains(err.Error(), "kafka.brokers (127.0.0.1:1)") {
+		t.Errorf("setup: %v", err)
 	}
 }

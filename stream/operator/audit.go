@@ -141,10 +141,10 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return 0, errors.Join(err, ctx.Err())
+			return 0, topic.NameBrokers(a.client, errors.Join(err, ctx.Err()))
 		}
 	}
-	return 0, err
+	return 0, topic.NameBrokers(a.client, err)
 }
 
 // readSnapshot reads P and the outbox as of one moment.
@@ -248,15 +248,15 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 	adm := kadm.NewClient(a.client)
 	starts, err := adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), a.cfg.Kafka.Notifications)
 	if err != nil {
-		return fmt.Errorf("list offsets: %w", err)
+		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, err))
 	}
 	ends, err := adm.ListCommittedOffsets(ctx, a.cfg.Kafka.Notifications)
 	if err != nil {
-		return fmt.Errorf("list offsets: %w", err)
+		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, err))
 	}
 	details, err := adm.ListTopics(ctx, a.cfg.Kafka.Notifications)
 	if err != nil {
-		return fmt.Errorf("describe topic: %w", err)
+		return topic.NameBrokers(a.client, fmt.Errorf("describe topic %s: %w", a.cfg.Kafka.Notifications, err))
 	}
 	id := details[a.cfg.Kafka.Notifications].ID
 	var failed error
@@ -273,7 +273,7 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 			}
 			return nil
 		})
-		failed = a.cfg.Kafka.ExplainDenied(failed, a.client, "Read", o.Topic)
+		failed = topic.NameBrokers(a.client, a.cfg.Kafka.ExplainDenied(failed, a.client, "Read", o.Topic))
 	})
 	return failed
 }

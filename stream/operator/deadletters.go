@@ -117,11 +117,11 @@ func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn fu
 	adm := kadm.NewClient(t.client)
 	details, err := adm.ListTopics(ctx, name)
 	if err != nil {
-		return fmt.Errorf("describe topic %s: %w", name, err)
+		return topic.NameBrokers(t.client, fmt.Errorf("describe topic %s: %w", name, err))
 	}
 	detail := details[name]
 	if detail.Err != nil {
-		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err)
+		return topic.NameBrokers(t.client, fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err))
 	}
 	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
 		list := adm.ListStartOffsets
@@ -132,20 +132,25 @@ func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn fu
 		}
 		start, err := fetch.ListOffset(ctx, name, p, list)
 		if err != nil {
-			return err
+			return topic.NameBrokers(t.client, err)
 		}
 		end, err := fetch.ListOffset(ctx, name, p, adm.ListCommittedOffsets)
 		if err != nil {
-			return err
+			return topic.NameBrokers(t.client, err)
 		}
 		r := fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
-		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error {
+		var failed error // of fn, which asks no broker
+		err = r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error {
 			if d := newDeadLetter(r); filter.chooses(d) {
-				return fn(d)
+				failed = fn(d)
 			}
-			return nil
-		}); err != nil {
-			return fmt.Errorf("read %s/%d: %w", name, p, t.cfg.ExplainDenied(err, t.client, "Read", name))
+			return failed
+		})
+		switch {
+		case failed != nil:
+			return fmt.Errorf("read %s/%d: %w", name, p, err)
+		case err != nil:
+			return topic.NameBrokers(t.client, fmt.Errorf("read %s/%d: %w", name, p, t.cfg.ExplainDenied(err, t.client, "Read", name)))
 		}
 	}
 	return nil

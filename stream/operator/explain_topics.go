@@ -70,15 +70,18 @@ func (g *gatherer) readTopics(ctx context.Context) {
 	if g.e.Feedback != nil {
 		sources = []explain.Source{explain.SourceRecord}
 	}
+	client, err := g.cfg.Kafka.NewClient(kgo.RetryTimeout(kafkaTime))
+	if err == nil {
+		defer topic.CloseClient(client, g.cfg.Logger, -1)
+	}
 	fail := func(s explain.Source, err error) {
+		if client != nil {
+			err = topic.NameBrokers(client, err)
+		}
 		g.addGap(s, fmt.Sprintf("what Kafka has (%s): %v", s, err), "dinnerbell status, and the brokers' logs; then dinnerbell explain again")
 		if s == explain.SourceRecord && g.e.Step != nil && g.e.Step.Seq > g.e.Step.Shipped && !g.askOwner() {
 			g.e.Step.Shipped = -1 // the topic may be ahead of the lane's row
 		}
-	}
-	client, err := g.cfg.Kafka.NewClient(kgo.RetryTimeout(kafkaTime))
-	if err == nil {
-		defer topic.CloseClient(client, g.cfg.Logger, -1)
 	}
 	t := &topicSearch{cfg: g.cfg.Kafka, client: client, limits: g.o.Limits.withDefaults()}
 	if err == nil {

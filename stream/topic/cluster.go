@@ -94,6 +94,16 @@ func metadataError(client *kgo.Client, err error) error {
 	return fmt.Errorf("read kafka metadata from kafka.brokers (%s): %w", strings.Join(brokers, ", "), explainConnect(err))
 }
 
+// NameBrokers adds to the error of a request the addresses that the client was given, and
+// the key they are from, unless the error has them.
+func NameBrokers(client *kgo.Client, err error) error {
+	if err == nil || strings.Contains(err.Error(), "kafka.brokers (") {
+		return err
+	}
+	brokers, _ := client.OptValue(kgo.SeedBrokers).([]string) // the option always has them
+	return fmt.Errorf("kafka.brokers (%s): %w", strings.Join(brokers, ", "), explainConnect(err))
+}
+
 // readMetadataOneByOne asks for each topic alone, so that the error of a topic that
 // may not be described stays with that topic.
 func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string) (kadm.Metadata, error) {
@@ -171,7 +181,7 @@ func ReadIDs(ctx context.Context, client *kgo.Client, cfg Config) (IDs, kadm.Top
 	}
 	for _, topic := range slices.Sorted(maps.Keys(meta.Topics)) {
 		if err := meta.Topics[topic].Err; err != nil {
-			return IDs{}, nil, fmt.Errorf("topic %s: %w; `dinnerbell setup` creates topics that are missing", topic, err)
+			return IDs{}, nil, NameBrokers(client, fmt.Errorf("topic %s: %w; `dinnerbell setup` creates topics that are missing", topic, err))
 		}
 	}
 	return (&Cluster{ID: meta.Cluster, Topics: meta.Topics}).IDs(cfg), meta.Topics, nil

@@ -26,7 +26,7 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg}
 	for _, step := range []func(context.Context) error{s.setUpCampaigns, s.setUpOutputs, s.setUpProgress} {
 		if err := step(ctx); err != nil {
-			return s.report, err
+			return s.report, NameBrokers(client, err)
 		}
 	}
 	return s.report, nil
