@@ -95,7 +95,7 @@ test-alerts: ## the alert rules with promtool, and the metrics that rules and da
 test-page: ## the live page in headless Chromium; UPDATE=1 takes the pictures of docs/images
 	@scripts/install-tools.sh go chromium axe
 	go vet -tags page ./internal/e2e
-	UPDATE=$(UPDATE) go test -tags page -count=1 -vet=off -timeout 15m -run '^TestPage$$' $(GOTESTFLAGS) ./internal/e2e
+	UPDATE=$(UPDATE) go test -tags page -count=1 -vet=off -timeout 25m -run '^TestPage$$' $(GOTESTFLAGS) ./internal/e2e
 
 test-packages: ## install, upgrade and remove the deb and the rpm in fresh roots; SKIPPED where that is not possible
 	@scripts/install-tools.sh go

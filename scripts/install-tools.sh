@@ -43,7 +43,7 @@ fetch_axe() {
   local dir=.cache/axe
   [ "$(cat $dir/version 2>/dev/null)" != $axe_version ] || return 0
   mkdir -p $dir
-  npm pack --silent --pack-destination $dir "axe-core@$axe_version" </dev/null >/dev/null
+  npm pack --loglevel error --pack-destination $dir "axe-core@$axe_version" </dev/null >/dev/null
   echo "$axe_sha256  $dir/axe-core-$axe_version.tgz" | sha256sum --check --quiet
   tar -xzf "$dir/axe-core-$axe_version.tgz" -C $dir --strip-components 1 package/axe.min.js package/LICENSE
   rm "$dir/axe-core-$axe_version.tgz"
