@@ -54,9 +54,12 @@ test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
 	go test -race $(TESTFLAGS) -skip '$(RACE_SKIP)' -timeout 25m $(GOTESTFLAGS) ./stream/... ./cdc/... ./state/... ./internal/testenv/...
 
+# These tests start a broker of their own, or none: on a real Kafka they would repeat make test.
+KAFKA_SKIP = ^Test(Demo.*|CommandLine|SetupPrintsSQL|InterruptReadsAsOne|DeadPostgresIsSaidOnce|CommandsAreDocumented|ServerThatRepeatsThePassword|StatusWhileServersAreDead|NoSecretComesOut.*|OpenListenerIsRefused|SystemdUnit|Deployment.*|Compose.*|Licences.*|Documented.*|Documents.*|Links.*|AlertsHaveRecipes|BrokerRestart|PostgresKill|SpeaksTLS|ExplainClientCertificate)$$
+
 test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven, Python)
 	@scripts/install-tools.sh go kcat java python
-	@scripts/with-kafka.sh go test -count=1 $(TESTFLAGS) -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
+	@scripts/with-kafka.sh go test -count=1 $(TESTFLAGS) -skip '$(KAFKA_SKIP)' -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
 
 VERSIONS ?= 14 15 16 17 18
 
