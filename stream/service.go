@@ -257,12 +257,13 @@ func (s *Service) checkSinks(ctx context.Context) error {
 
 // warnOf logs a precondition that stops nothing, with what mends it.
 func (s *Service) warnOf(f precondition.Finding) {
-	message, fix := "a fact about Postgres or Kafka will hurt later", f.Fix
-	if f.Level == precondition.Unknown {
-		message = "a fact about Postgres or Kafka could not be checked"
-	}
+	fix := cmp.Or(f.Fix, "dinnerbell doctor")
 	f.Fix = "" // it has a field of its own
-	s.cfg.Logger.Warn(message, "check", f.Name, "found", f.String(), "to_mend", cmp.Or(fix, "dinnerbell doctor"))
+	if f.Level == precondition.Unknown {
+		s.cfg.Logger.Warn("a setting of Postgres or Kafka could not be checked", "check", f.Name, "found", f.String(), "to_mend", fix)
+		return
+	}
+	s.cfg.Logger.Warn("a setting of Postgres or Kafka will cause trouble later", "check", f.Name, "found", f.String(), "to_mend", fix)
 }
 
 func (s *Service) setLastError(text string) {
