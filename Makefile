@@ -75,10 +75,10 @@ test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat
 	TEST_LONG=1 go test -count=1 $(TESTFLAGS) -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
 
-test-secure: ## logins, certificates, rights and rotation on a secured Apache Kafka and Postgres: UPDATE=1 writes the table of docs/security.md
+test-secure: ## logins, certificates, rights and rotation on a secured Apache Kafka and Postgres: UPDATE=1 writes the tables of docs/security.md, FULL=1 adds replay and preview without each right of Postgres (minutes)
 	@scripts/install-tools.sh go java postgres
 	@scripts/kafka.sh install >/dev/null
-	UPDATE=$(UPDATE) TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 15m -run '^TestSecure$$' $(GOTESTFLAGS) ./internal/e2e
+	UPDATE=$(UPDATE) FULL=$(FULL) TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 15m -run '^TestSecure' $(GOTESTFLAGS) ./internal/e2e
 
 test-docs: ## run every command block of the documents on real servers
 	@scripts/install-tools.sh go kcat psql jq

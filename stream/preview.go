@@ -32,6 +32,11 @@ type Preview struct {
 // Preview judges a message as a lane does, against subscriptions as fresh as a
 // lane's, and sends nothing.
 func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
+	p, err := s.preview(ctx, value)
+	return p, s.explainDenied(ctx, err)
+}
+
+func (s *Service) preview(ctx context.Context, value []byte) (*Preview, error) {
 	r := &replay{svc: s}
 	defer r.close()
 	if err := r.connect(ctx); err != nil {

@@ -109,6 +109,17 @@ func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(s
 	}
 	r := &replay{svc: s, dryRun: req.DryRun, progress: progress, report: &ReplayReport{DryRun: req.DryRun}}
 	defer r.close()
+	report, err := r.run(ctx, req)
+	return report, s.explainDenied(ctx, err)
+}
+
+// explainDenied adds to an error of Postgres about a missing right the statements that
+// grant it.
+func (s *Service) explainDenied(ctx context.Context, err error) error {
+	return sink.ExplainDeniedAnew(ctx, s.cfg.Sink, sink.RunningRights, err)
+}
+
+func (r *replay) run(ctx context.Context, req ReplayRequest) (*ReplayReport, error) {
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -209,7 +220,7 @@ func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 				return ctx.Err()
 			}
 			if err != nil {
-				r.noteNotCovered(l.id, err.Error())
+				r.noteNotCovered(l.id, r.svc.explainDenied(ctx, err).Error())
 			}
 			r.mu.Lock()
 			defer r.mu.Unlock()

@@ -3,6 +3,9 @@ package source
 import (
 	"context"
 	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/precondition"
 )
@@ -44,19 +47,34 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 				break // somebody was faster: look again
 			}
 			if err != nil {
-				return did, explainSetup(statement, err)
+				return did, cfg.explainSetup(ctx, sql, statement, err)
 			}
 			did = append(did, statement)
 		}
 	}
 }
 
-// explainSetup returns a halt where only the table's owner can go on.
-func explainSetup(statement string, err error) error {
-	if SQLState(err) == CodeInsufficientPrivilege {
-		return NewHalt("run it as the table's owner: "+statement, "set up publication: %v", err)
+// explainSetup returns a halt where the role lacks a right: it names the statements that
+// give the role what it lacks, and the one for the table's owner.
+func (c *Config) explainSetup(ctx context.Context, conn *pgx.Conn, statement string, err error) error {
+	if SQLState(err) != CodeInsufficientPrivilege {
+		return fmt.Errorf("run %q: %w", statement, err)
 	}
-	return fmt.Errorf("run %q: %w", statement, err)
+	hint := "run it as the table's owner: " + statement
+	rows, queryErr := conn.Query(ctx, `
+SELECT pg_catalog.format('GRANT CREATE ON DATABASE %I TO %I', pg_catalog.current_database(), current_user)
+WHERE NOT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)
+UNION ALL
+SELECT pg_catalog.format('ALTER TABLE %I.%I OWNER TO %I', n.nspname, t.relname, current_user) FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+WHERE n.nspname = $2 AND t.relname = $3 AND NOT pg_catalog.pg_has_role(t.relowner, 'USAGE')`, c.Publication, c.Schema, c.Table)
+	var mend []string
+	if queryErr == nil {
+		mend, queryErr = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if queryErr == nil && len(mend) > 0 {
+		hint = strings.Join(mend, "; ") + "; or " + hint
+	}
+	return NewHalt(hint, "set up publication: %v", err)
 }
 
 // missingStatements returns the statements that are still to be run.

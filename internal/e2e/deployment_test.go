@@ -330,3 +330,9 @@ func (b *logBuffer) tail(n int) string {
 	defer b.mu.Unlock()
 	return string(b.buf[max(0, len(b.buf)-n):])
 }
+
+func (b *logBuffer) clear() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf = nil
+}

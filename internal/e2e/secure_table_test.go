@@ -80,21 +80,28 @@ func compareTable(t *testing.T, rows []faultRow) {
 		first := rows[0]
 		rows = slices.DeleteFunc(slices.Clone(rows), func(r faultRow) bool { r.with = first.with; return r == first })
 	}
+	compareGenerated(t, tableBegins, table.String())
+}
+
+// compareGenerated compares the part of docs/security.md behind a comment with a text, or
+// writes the text there.
+func compareGenerated(t *testing.T, begins, want string) {
+	t.Helper()
 	path := filepath.Join(envtest.Root(t), "docs", "security.md")
 	text := string(readFile(t, path))
-	before, rest, ok := strings.Cut(text, tableBegins)
+	before, rest, ok := strings.Cut(text, begins)
 	old, after, ok2 := strings.Cut(rest, tableEnds)
 	if !ok || !ok2 {
-		t.Fatal("docs/security.md has no place for the table")
+		t.Fatalf("docs/security.md has no place for the table: %s", begins)
 	}
 	switch {
-	case old == table.String():
+	case old == want:
 	case os.Getenv("UPDATE") == "1" && !t.Failed():
-		if err := os.WriteFile(path, []byte(before+tableBegins+table.String()+tableEnds+after), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(before+begins+want+tableEnds+after), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	default:
-		t.Errorf("docs/security.md has another table (make test-secure UPDATE=1):\n%s", table.String())
+		t.Errorf("docs/security.md has another table (make test-secure UPDATE=1):\n%s", want)
 	}
 }
 

@@ -83,6 +83,10 @@ func (g *gatherer) readSink(ctx context.Context) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
+	return sink.ExplainDenied(ctx, conn, g.cfg.Sink, sink.ReadingRights, g.readSinkOver(ctx, conn))
+}
+
+func (g *gatherer) readSinkOver(ctx context.Context, conn *pgx.Conn) error {
 	if err := sink.PlanByKeys(ctx, conn); err != nil {
 		return err
 	}

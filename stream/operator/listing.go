@@ -47,6 +47,11 @@ func ListCampaigns(ctx context.Context, cfg sink.Config, q CampaignQuery) (*Camp
 		return nil, err
 	}
 	defer sink.CloseConn(conn)
+	out, err := listCampaigns(ctx, conn, cfg, q)
+	return out, sink.ExplainDenied(ctx, conn, cfg, sink.ListingRights, err)
+}
+
+func listCampaigns(ctx context.Context, conn *pgx.Conn, cfg sink.Config, q CampaignQuery) (*CampaignListing, error) {
 	t := cfg.Tables()
 	if err := sink.CheckLayout(ctx, conn, t); err != nil {
 		return nil, err

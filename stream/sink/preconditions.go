@@ -39,13 +39,7 @@ var ReadingPreconditions = []precondition.Check[*Facts]{
 // checkReadingRights checks that the role may read the daemon's own tables and the feedback
 // table.
 func checkReadingRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	grants, err := QueryTexts(ctx, f.Conn, `
-SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-UNION ALL
-SELECT pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
-  AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox', 'layout') AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))
-UNION ALL
-SELECT pg_catalog.format('GRANT SELECT ON %s TO %I', $2::text, current_user) WHERE NOT pg_catalog.has_table_privilege(pg_catalog.to_regclass($2), 'SELECT')`, f.Cfg.DaemonSchema, f.T.Feedback)
+	grants, err := listMissingGrants(ctx, f.Conn, f.Cfg, ReadingRights)
 	if err != nil || len(grants) == 0 {
 		return nil, err
 	}
@@ -96,13 +90,7 @@ func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, e
 // checkSchemaRights checks the role's rights on the daemon's own tables.
 func checkSchemaRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	// A role without USAGE on the schema cannot see its tables.
-	grants, err := QueryTexts(ctx, f.Conn, `
-SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-UNION ALL
-SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
-  AND EXISTS (SELECT FROM pg_catalog.pg_class c CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
-    WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox') AND NOT pg_catalog.has_table_privilege(c.oid, p)
-    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.Cfg.DaemonSchema)
+	grants, err := listMissingGrants(ctx, f.Conn, f.Cfg, Rights{Own: RunningRights.Own})
 	if err != nil {
 		return nil, err
 	}

@@ -71,6 +71,12 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	if _, err := conn.Exec(ctx, "SET lock_timeout = 0"); err != nil {
 		return nil, fmt.Errorf("set up sink session: %w", err)
 	}
+	did, err := setUpObjects(ctx, conn, cfg)
+	return did, explainSetupDenied(ctx, conn, cfg, err)
+}
+
+// setUpObjects is Setup over a connection.
+func setUpObjects(ctx context.Context, conn *pgx.Conn, cfg Config) ([]string, error) {
 	t := cfg.Tables()
 	did, err := setupTables(ctx, conn, t)
 	if err != nil {
@@ -245,11 +251,7 @@ FROM twice JOIN `+t.Feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv
 func readLayoutVersion(ctx context.Context, conn Querier, t Tables) (version int, err error) {
 	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout`).Scan(&version); err != nil {
 		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == codeInsufficientPrivilege {
-			role := "the role of the daemon"
-			if c, ok := conn.(*pgx.Conn); ok {
-				role = pgx.Identifier{c.Config().User}.Sanitize()
-			}
-			return 0, fmt.Errorf("read layout of schema %s: %w (to mend: GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %s TO %s)", t.Schema, err, t.Schema, role, t.Schema, role)
+			return 0, fmt.Errorf("read layout of schema %s: %w", t.Schema, err)
 		}
 		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.Schema, err)
 	}
