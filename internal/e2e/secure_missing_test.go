@@ -24,6 +24,8 @@ type missingRow struct{ command, role, right, says string }
 // Each right of Postgres that docs/security.md and scripts/role.sql give to a role is
 // needed by one of its commands. A command that lacks a right names the statement that
 // grants it, and works after that statement.
+//
+//nolint:tparallel // its parts run one after the other, since they share the role
 func TestSecureGrants(t *testing.T) {
 	t.Parallel()
 	envtest.Secure(t)
