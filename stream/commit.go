@@ -296,7 +296,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 		c.lane.noteParked(d.st)
 	}
 	if d.st.paced > 0 {
-		c.lane.svc.pace.settle(d.st.paced - d.p.Notifications())
+		c.lane.svc.pace.returnTokens(d.st.paced - d.p.Notifications())
 	}
 	c.recycleBuffer(d.st)
 	close(d.done)

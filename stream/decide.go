@@ -72,7 +72,7 @@ func (d *decider) run(ctx context.Context) error {
 		d.lane.setLiveCount(d.sched.len())
 		d.lane.noteFresh(d.sched.oldestFresh())
 		if len(d.sched.removedCaches) > 0 {
-			d.delivered.forget(d.sched.removedCaches...)
+			d.delivered.deleteCaches(d.sched.removedCaches...)
 			d.sched.removedCaches = d.sched.removedCaches[:0]
 		}
 		if st.isEmpty() {
@@ -166,7 +166,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 			// Since the row was loaded, a message was accepted in its place, or a replay
 			// has restarted the fan-out: the loaded cursor is not that of this version.
 			if l.delivered != "" {
-				d.delivered.forget(l.delivered)
+				d.delivered.deleteCaches(l.delivered)
 			}
 			if l.rejoins {
 				d.late.rejoining.drop(l.Key())
@@ -174,7 +174,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 			continue
 		}
 		d.noteRestaurant(l.restaurant, l.End)
-		d.guarded.guard(l)
+		d.guarded.restoreGuard(l)
 		d.sched.add(l)
 	}
 }
@@ -182,7 +182,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 // forgetCorrected forgets the messages of campaigns that a step was wrong about.
 func (d *decider) forgetCorrected() {
 	for _, k := range d.corrected.takeAll() {
-		d.recent.forget(k)
+		d.recent.remove(k)
 	}
 }
 

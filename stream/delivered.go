@@ -66,9 +66,9 @@ func (c *deliveredCache) reserve(name id.ID, clients int) bool {
 	return true
 }
 
-// forget deletes names from the cache. A failure costs disk space until the next
+// deleteCaches deletes names from the cache. A failure costs disk space until the next
 // start.
-func (c *deliveredCache) forget(names ...id.ID) {
+func (c *deliveredCache) deleteCaches(names ...id.ID) {
 	c.release(names)
 	c.deleteNames(names)
 }
@@ -88,7 +88,7 @@ func (c *deliveredCache) forgetAll() {
 	c.mu.Lock()
 	names := slices.Collect(maps.Keys(c.names))
 	c.mu.Unlock()
-	c.forget(names...)
+	c.deleteCaches(names...)
 }
 
 func (c *deliveredCache) deleteNames(names []id.ID) {
@@ -155,7 +155,7 @@ func (c *deliveredCache) addClients(name id.ID, clients *id.List, own bool) (id.
 		err = c.store.MarkDelivered(name, clients, own)
 	}
 	if errors.Is(err, state.ErrDiskFull) {
-		c.forget(name)
+		c.deleteCaches(name)
 		return "", nil
 	}
 	return name, err

@@ -148,8 +148,8 @@ func (g *guardedCampaigns) noteStep(st *step) {
 	}
 }
 
-// guard makes a campaign that comes back a guarded one if it was when it was postponed.
-func (g *guardedCampaigns) guard(l *liveCampaign) {
+// restoreGuard makes a campaign that comes back a guarded one if it was when it was postponed.
+func (g *guardedCampaigns) restoreGuard(l *liveCampaign) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if m := g.marks[l.Key()]; m != nil && m.version == l.version && m.guarded {

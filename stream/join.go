@@ -65,7 +65,7 @@ func (d *decider) serveCampaigns(st *step, scan *state.Scan, room int) error {
 	}
 	room, bytes := max(1, room-late), max(1, d.cfg.StepBytes-lateBytes)
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	return d.sched.serve(room, more, func(l *liveCampaign, room int) (int, bool, error) {
+	return d.sched.serveCampaigns(room, more, func(l *liveCampaign, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}

@@ -87,9 +87,9 @@ func (p *pace) bound() {
 	p.tokens = min(max(p.tokens, -paceDebt*rate), max(1, paceBurst*rate))
 }
 
-// take returns how many clients the lane's next step may have, want at most. If there is
+// takeTokens returns how many clients the lane's next step may have, want at most. If there is
 // no room now, it returns 0 and when the lane should ask again.
-func (p *pace) take(lane int32, want int, now time.Time) (room int, again time.Duration) {
+func (p *pace) takeTokens(lane int32, want int, now time.Time) (room int, again time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rate := float64(p.rate.Load())
@@ -122,9 +122,9 @@ func (p *pace) take(lane int32, want int, now time.Time) (room int, again time.D
 	return room, 0
 }
 
-// settle gives back what a lane took and did not notify. n may be negative: a step
+// returnTokens gives back what a lane took and did not notify. n may be negative: a step
 // may exceed its room.
-func (p *pace) settle(n int) {
+func (p *pace) returnTokens(n int) {
 	if n == 0 || !p.isOn() {
 		return
 	}
@@ -197,7 +197,7 @@ func (d *decider) takeRoom() (room int, paced bool) {
 	if d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0 { // there are late picks alone
 		return 0, true
 	}
-	room, d.hold = p.take(d.lane.id, room, time.Now())
+	room, d.hold = p.takeTokens(d.lane.id, room, time.Now())
 	return room, true
 }
 
@@ -207,6 +207,6 @@ func (d *decider) settleRoom(st *step, room int) {
 	for _, k := range st.picks {
 		st.paced += k.clients.Len()
 	}
-	d.lane.svc.pace.settle(room - st.paced)
+	d.lane.svc.pace.returnTokens(room - st.paced)
 	d.acceptAll(st)
 }

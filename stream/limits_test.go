@@ -43,13 +43,13 @@ func playPace(p *pace, lanes []*lanePlay, seconds int) int {
 			if l.asked.IsZero() {
 				l.asked = now
 			}
-			room, again := p.take(l.id, l.want, now)
+			room, again := p.takeTokens(l.id, l.want, now)
 			if room == 0 {
 				l.next = now.Add(again)
 				continue
 			}
 			used := min(room, l.want) + l.over
-			p.settle(room - used)
+			p.returnTokens(room - used)
 			l.next = now.Add(max(l.every, time.Millisecond))
 			if !now.Before(from) {
 				total += used
@@ -109,20 +109,20 @@ func TestPaceHoldsTheRate(t *testing.T) {
 		t.Parallel()
 		p := &pace{}
 		at := time.Unix(1000, 0)
-		if room, _ := p.take(0, 2000, at); room != 2000 {
+		if room, _ := p.takeTokens(0, 2000, at); room != 2000 {
 			t.Errorf("without a limit there is room for %d", room)
 		}
 		p.setRate(100, at)
-		if room, again := p.take(0, 2000, at); room != 0 || again <= 0 || again > paceAsk {
+		if room, again := p.takeTokens(0, 2000, at); room != 0 || again <= 0 || again > paceAsk {
 			t.Errorf("room for %d at once, again in %s", room, again)
 		}
-		p.settle(-1_000_000) // a step that exceeds everything
+		p.returnTokens(-1_000_000) // a step that exceeds everything
 		p.setRate(1000, at)
-		if room, _ := p.take(0, 2000, at.Add(paceDebt*time.Second+paceAsk+time.Millisecond)); room == 0 {
+		if room, _ := p.takeTokens(0, 2000, at.Add(paceDebt*time.Second+paceAsk+time.Millisecond)); room == 0 {
 			t.Error("a debt holds the lane up for longer than its bound")
 		}
 		p.setRate(0, at)
-		if room, _ := p.take(0, 2000, at); room != 2000 {
+		if room, _ := p.takeTokens(0, 2000, at); room != 2000 {
 			t.Errorf("without a limit again there is room for %d", room)
 		}
 	})

@@ -266,4 +266,4 @@ func (r *recentMessages) put(k campaign.Key, n campaign.Version) {
 	}
 }
 
-func (r *recentMessages) forget(k campaign.Key) { delete(r.byKey, k) }
+func (r *recentMessages) remove(k campaign.Key) { delete(r.byKey, k) }

@@ -63,13 +63,13 @@ func (s *Service) watchOperators(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if err := w.look(ctx); err != nil && ctx.Err() == nil {
+		if err := w.readCommands(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Debug("operators' commands cannot be read; the next look covers them", "error", err)
 		}
 	}
 }
 
-func (w *operatorWatch) look(ctx context.Context) error {
+func (w *operatorWatch) readCommands(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, w.svc.cfg.SinkTimeout)
 	defer cancel()
 	lanes := w.svc.runningLanes()

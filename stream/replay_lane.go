@@ -436,7 +436,7 @@ func (d *decider) acceptReplayed(st *step) bool {
 	outcome := m.judgeReplayed(d.lane.id, before, now)
 	if m.window.isCancelled() || !m.joinsAgain(outcome, now) {
 		if m.delivered != "" {
-			d.delivered.forget(m.delivered)
+			d.delivered.deleteCaches(m.delivered)
 		}
 		m.window.markDone()
 		return true
@@ -487,7 +487,7 @@ func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int
 	if shared {
 		l.index.audiences[m.campaign.ID] = m.delivered
 	} else {
-		defer l.messages.delivered.forget(m.delivered)
+		defer l.messages.delivered.deleteCaches(m.delivered)
 	}
 	restaurant, err := id.Pack(m.campaign.RestaurantID)
 	if err != nil {

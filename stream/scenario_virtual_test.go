@@ -386,7 +386,7 @@ func (w *virtualWorld) dropStale() {
 		for k, c := range l.decider.sched.byKey {
 			if r := w.campaigns[k]; r != nil && (r.newest.RowVersion != c.version || r.newest.Owner != int32(n)) {
 				l.decider.sched.remove(c)
-				l.decider.recent.forget(k)
+				l.decider.recent.remove(k)
 			}
 		}
 	}

@@ -162,11 +162,11 @@ func (s *schedule) takeEnded(now int64) []*liveCampaign {
 	return ended
 }
 
-// serve calls take for campaigns in turn until the step's room is used. take returns
+// serveCampaigns calls take for campaigns in turn until the step's room is used. take returns
 // how much room the campaign used and whether it has no clients left; it is called
 // at most once per campaign and step. While there is room and no fresh campaign is
-// left, serve calls more, which adds one or returns false.
-func (s *schedule) serve(room int, more func() bool, take serveFunc) error {
+// left, serveCampaigns calls more, which adds one or returns false.
+func (s *schedule) serveCampaigns(room int, more func() bool, take serveFunc) error {
 	freshRoom := room
 	if len(s.long) > 0 {
 		freshRoom = room * 3 / 4

@@ -12,7 +12,7 @@ import (
 func served(t *testing.T, s *schedule, left map[string]int, room int) map[string]int {
 	t.Helper()
 	got := map[string]int{}
-	err := s.serve(room, func() bool { return false }, func(l *liveCampaign, room int) (int, bool, error) {
+	err := s.serveCampaigns(room, func() bool { return false }, func(l *liveCampaign, room int) (int, bool, error) {
 		n := min(room, left[l.ID])
 		left[l.ID] -= n
 		got[l.ID] += n
@@ -113,7 +113,7 @@ func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
 			served(t, s, map[string]int{"large": c.large}, 100)
 		}
 		asked := 0
-		err := s.serve(100, func() bool {
+		err := s.serveCampaigns(100, func() bool {
 			if asked++; asked%2 == 0 { // an accepted message may have no clients to serve
 				s.add(newLive(fmt.Sprint(asked)))
 			}

@@ -98,7 +98,7 @@ func (c *explainCmd) Run(ctx context.Context, a *invocation) error {
 	evidence := operator.GatherEvidence(ctx, daemon.ClaimConfig(cfg, log), explain.Question{Campaign: string(c.Campaign), Client: string(c.Client), Restaurant: string(c.Restaurant)}, operator.EvidenceOptions{
 		LateSubscribers: cfg.Join.LateSubscribers,
 		Owners:          func(ctx context.Context) map[int32]*explain.Owner { return askOwners(ctx, cfg) },
-		Subscriptions:   lookup.find,
+		Subscriptions:   lookup.findSubscriptions,
 	})
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", errNotKnown, ctx.Err())
@@ -161,7 +161,7 @@ type explainArguments struct {
 // maxTableLookups is how many restaurants the table is asked for: each may cost a scan.
 const maxTableLookups = 3
 
-func (l *subscriptionLookup) find(ctx context.Context, client string, restaurants []string) (found []explain.Subscription, gaps []explain.Gap) {
+func (l *subscriptionLookup) findSubscriptions(ctx context.Context, client string, restaurants []string) (found []explain.Subscription, gaps []explain.Gap) {
 	err := control.Do(ctx, l.cfg.State.Dir, "explain", explainArguments{client, restaurants}, control.ReplyHandler{Result: &found})
 	if err == nil {
 		return found, nil

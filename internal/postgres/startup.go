@@ -106,7 +106,7 @@ const (
 func (s *startupReader) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if !s.letIn {
-		if tooMuch := s.check(p[:n]); tooMuch != nil {
+		if tooMuch := s.checkMessage(p[:n]); tooMuch != nil {
 			return 0, tooMuch
 		}
 	}
@@ -122,8 +122,8 @@ func (s *startupReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// check follows the messages in the bytes that were read.
-func (s *startupReader) check(p []byte) error {
+// checkMessage follows the messages in the bytes that were read.
+func (s *startupReader) checkMessage(p []byte) error {
 	if s.left -= len(p); s.left < 0 {
 		return &notPostgresError{fmt.Sprintf("the server has sent more than %d KiB and has not let us in", maxStartup>>10)}
 	}

@@ -67,7 +67,7 @@ func (a *lane) Write(p []byte) (int, error) {
 }
 
 func (a *lane) faults() (Faults, <-chan struct{}) {
-	f, changed := a.link.relay.current(a.direction)
+	f, changed := a.link.relay.currentFaults(a.direction)
 	if a.exempt {
 		f = Faults{}
 	}

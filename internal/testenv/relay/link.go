@@ -57,8 +57,8 @@ func (l *link) adoptServer(c net.Conn) bool {
 	return true
 }
 
-// serve runs the connection until it has ended.
-func (l *link) serve() {
+// relayBytes passes on the bytes of the connection until it has ended.
+func (l *link) relayBytes() {
 	defer l.relay.removeLink(l)
 	defer l.closeNow(false)
 	in := bufio.NewReaderSize(l.client, bufferSize)

@@ -136,9 +136,9 @@ func (r *Relay) noteLost(l *link, d Direction) bool {
 	return true
 }
 
-// current returns the faults of a direction and a channel that is closed when
+// currentFaults returns the faults of a direction and a channel that is closed when
 // they change.
-func (r *Relay) current(d Direction) (Faults, <-chan struct{}) {
+func (r *Relay) currentFaults(d Direction) (Faults, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.faults[d], r.changed
@@ -155,7 +155,7 @@ func (r *Relay) acceptLoop(listener net.Listener) {
 		open := r.listener == listener
 		if open {
 			r.links[l] = struct{}{}
-			r.wait.Go(l.serve)
+			r.wait.Go(l.relayBytes)
 		}
 		r.mu.Unlock()
 		if !open {

@@ -122,7 +122,7 @@ func (k *Link) Cut(ctx context.Context, d time.Duration) error {
 // Delay adds latency in both directions for a while.
 func (k *Link) Delay(ctx context.Context, d time.Duration, millis int) {
 	late := time.Duration(millis) * time.Millisecond
-	k.disturb(ctx, d, relay.Faults{Latency: late, Jitter: late / 2}, relay.FromClient, relay.FromServer)
+	k.injectFaults(ctx, d, relay.Faults{Latency: late, Jitter: late / 2}, relay.FromClient, relay.FromServer)
 }
 
 // HalfOpen loses all bytes of one direction, "upstream" or "downstream", while
@@ -133,10 +133,10 @@ func (k *Link) HalfOpen(ctx context.Context, d time.Duration, direction string) 
 	if direction == "downstream" {
 		lost = relay.FromServer
 	}
-	k.disturb(ctx, d, relay.Faults{BlackHole: true}, lost)
+	k.injectFaults(ctx, d, relay.Faults{BlackHole: true}, lost)
 }
 
-func (k *Link) disturb(ctx context.Context, d time.Duration, f relay.Faults, directions ...relay.Direction) {
+func (k *Link) injectFaults(ctx context.Context, d time.Duration, f relay.Faults, directions ...relay.Direction) {
 	for _, direction := range directions {
 		k.relay.Disturb(direction, f)
 	}

@@ -58,16 +58,16 @@ func checkFetchResponse(version int16, src []byte) error {
 			if version >= 4 {
 				for range b.list("aborted transactions", maxAborted) {
 					b.skip(true, 8+8)
-					b.tags()
+					b.skipTags()
 				}
 			}
 			b.skip(version >= 11, 4) // preferred replica
 			b.skip(true, b.length(4, true))
-			b.tags()
+			b.skipTags()
 		}
-		b.tags()
+		b.skipTags()
 	}
-	b.tags()
+	b.skipTags()
 	if b.err == nil && !b.Ok() {
 		return kbin.ErrNotEnoughData
 	}
@@ -118,8 +118,8 @@ func (b *responseReader) list(of string, most int) int {
 	return n
 }
 
-// tags skips the tags of a part of a response.
-func (b *responseReader) tags() {
+// skipTags skips the tagged fields of a part of a response.
+func (b *responseReader) skipTags() {
 	if !b.flexible || b.err != nil || !b.Ok() {
 		return
 	}

@@ -49,7 +49,7 @@ type oidcTokens struct {
 
 // readToken returns a token that is not about to expire.
 func (o *oidcTokens) readToken(cfg OIDC) (string, error) {
-	return o.share(func() (string, error) {
+	return o.runShared(func() (string, error) {
 		if time.Now().Before(o.until) {
 			return o.result()
 		}
@@ -60,8 +60,8 @@ func (o *oidcTokens) readToken(cfg OIDC) (string, error) {
 	})
 }
 
-// forget ends the use of a token, unless another one has replaced it.
-func (o *oidcTokens) forget(token string) {
+// discard ends the use of a token, unless another one has replaced it.
+func (o *oidcTokens) discard(token string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.token == token {
@@ -209,8 +209,8 @@ func (c OIDC) isSet() bool {
 	return c.TokenURL != "" || c.ClientID.IsSet() || c.ClientSecret.IsSet() || c.Scope != "" || c.CA != ""
 }
 
-// check validates the settings, without asking the endpoint.
-func (c OIDC) check() []error {
+// validate checks the settings, without asking the endpoint.
+func (c OIDC) validate() []error {
 	out := needSecrets(keyOIDC, map[string]Secret{"oidc.client_id": c.ClientID, "oidc.client_secret": c.ClientSecret})
 	u, err := url.Parse(c.TokenURL)
 	switch {

@@ -32,9 +32,9 @@ func (c *passwordCommand) reveal() (string, error) {
 	return raw, nil
 }
 
-// check refuses a command beside a password in the address. It does not run the command,
+// validate refuses a command beside a password in the address. It does not run the command,
 // as it makes no connection.
-func (c *passwordCommand) check() error {
+func (c *passwordCommand) validate() error {
 	if len(c.argv) == 0 {
 		return nil
 	}

@@ -81,7 +81,7 @@ func (s SASL) RevealToken() (token string, err error) {
 	if err != nil {
 		return "", err
 	}
-	s.remember(key, token)
+	s.rememberSecret(key, token)
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return "", fmt.Errorf("%s: the token is empty, or has a blank or a character that no token has (RFC 6750, section 2.1)", key)
 	}
@@ -92,12 +92,12 @@ func (s SASL) RevealToken() (token string, err error) {
 // broker has refused.
 func (s SASL) ForgetToken(token string) {
 	if s.tokens != nil {
-		s.tokens.forget(token)
+		s.tokens.discard(token)
 	}
 }
 
-// remember has Hide know a secret that no Secret has revealed.
-func (s SASL) remember(key, secret string) {
+// rememberSecret has Hide know a secret that no Secret has revealed.
+func (s SASL) rememberSecret(key, secret string) {
 	if s.Token.seen != nil && secret != "" {
 		s.Token.seen.addSecret(key, secret)
 	}
@@ -133,8 +133,8 @@ func (s SASL) RevealAWS() (found AWSCredentials, err error) {
 		if found, err = parseCredentials(text, time.Now()); err != nil {
 			return found, fmt.Errorf("%s: %s %w", keyAWSCommand, argv[0], err)
 		}
-		s.remember(keyAWSCommand, found.SecretAccessKey)
-		s.remember(keyAWSCommand, found.SessionToken)
+		s.rememberSecret(keyAWSCommand, found.SecretAccessKey)
+		s.rememberSecret(keyAWSCommand, found.SessionToken)
 		return found, nil
 	}
 	if found.AccessKeyID, err = s.AWS.AccessKeyID.Reveal(); err != nil {
@@ -262,7 +262,7 @@ func (s SASL) checkToken() []error {
 	}
 	switch s.TokenKey() {
 	case keyOIDC:
-		out = append(out, s.OIDC.check()...)
+		out = append(out, s.OIDC.validate()...)
 	case "kafka.sasl.token":
 		out = append(out, needSecrets(OAuthBearer, map[string]Secret{"token": s.Token})...)
 	}

@@ -34,9 +34,9 @@ type sharedRuns struct {
 
 func newSharedRuns() *sharedRuns { return &sharedRuns{patience: secretPatience} }
 
-// share returns the result of a run of get that began after the call, its own run or
+// runShared returns the result of a run of get that began after the call, its own run or
 // another's. All calls have the same get.
-func (r *sharedRuns) share(get func() (secret string, err error)) (string, error) {
+func (r *sharedRuns) runShared(get func() (secret string, err error)) (string, error) {
 	asked := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,7 +52,7 @@ func (r *sharedRuns) share(get func() (secret string, err error)) (string, error
 // readLine returns the one line that a command prints. Errors name the program and its last
 // line on standard error, never its output. noun is the word for the secret.
 func (r *sharedRuns) readLine(argv []string, noun string) (string, error) {
-	return r.share(func() (string, error) {
+	return r.runShared(func() (string, error) {
 		line, err := runSecretCommand(argv, noun, r.patience)
 		if err == nil && (strings.ContainsAny(line, "\r\n\x00") || !utf8.ValidString(line)) {
 			return "", fmt.Errorf("%s prints more than one line, or no text; it must print the %s alone", argv[0], noun)
@@ -63,7 +63,7 @@ func (r *sharedRuns) readLine(argv []string, noun string) (string, error) {
 
 // readText is readLine for an output of any number of lines.
 func (r *sharedRuns) readText(argv []string, noun string) (string, error) {
-	return r.share(func() (string, error) { return runSecretCommand(argv, noun, r.patience) })
+	return r.runShared(func() (string, error) { return runSecretCommand(argv, noun, r.patience) })
 }
 
 // runSecretCommand runs a program in a process group of its own, and returns its output

@@ -59,7 +59,7 @@ func (c *Config) checkSource() []error {
 		}
 	}
 	command, _ := c.passwordCommands()
-	if err := command.check(); err != nil {
+	if err := command.validate(); err != nil {
 		out = append(out, err)
 	}
 	if err := source.CheckSlotName(c.Source.Slot); err != nil {
@@ -76,7 +76,7 @@ func (c *Config) checkSink() []error {
 		}
 	}
 	_, command := c.passwordCommands()
-	if err := command.check(); err != nil {
+	if err := command.validate(); err != nil {
 		out = append(out, err)
 	}
 	if len(c.Sink.PasswordCommand) > 0 && !c.Sink.URL.IsSet() {

@@ -112,7 +112,7 @@ func (g *readOnlyHandler) checkToken(r *http.Request, token string) *refusal {
 		return &refusal{http.StatusUnauthorized, "send http.token as Authorization: Bearer TOKEN; in a browser it is the password, with any user", challenge}
 	}
 	peer := peerOf(r)
-	if wait := g.attempts.wait(peer); wait > 0 {
+	if wait := g.attempts.waitTime(peer); wait > 0 {
 		return &refusal{http.StatusTooManyRequests, "too many wrong tokens came from this address; wait", map[string]string{"Retry-After": strconv.Itoa(int(wait/time.Second) + 1)}}
 	}
 	// The digests have one length, so that the time tells nothing of the token's either.

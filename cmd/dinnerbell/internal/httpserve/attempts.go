@@ -30,8 +30,8 @@ func newAttemptLimiter(now func() time.Time) *attemptLimiter {
 	return &attemptLimiter{now: now, paid: map[netip.Prefix]time.Time{}}
 }
 
-// wait returns how long an address must wait for its next attempt; 0 or less: not at all.
-func (l *attemptLimiter) wait(peer netip.Prefix) time.Duration {
+// waitTime returns how long an address must wait for its next attempt; 0 or less: not at all.
+func (l *attemptLimiter) waitTime(peer netip.Prefix) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	paid, known := l.paid[peer]

@@ -107,7 +107,7 @@ var sectionNames = []string{"announce", "head", "tiles", "campaigns", "source", 
 
 // render renders all sections.
 func (p *Page) render(ctx context.Context) (*frame, error) {
-	v := p.look(ctx)
+	v := p.buildView(ctx)
 	f := &frame{Version: v.Status.Version, names: sectionNames, html: make(map[string]string, len(sectionNames))}
 	var buf bytes.Buffer
 	for _, name := range sectionNames {
@@ -152,7 +152,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (p *Page) servePage(w http.ResponseWriter, r *http.Request) {
 	var buf bytes.Buffer
-	if err := p.sections.ExecuteTemplate(&buf, "page.html", p.look(r.Context())); err != nil {
+	if err := p.sections.ExecuteTemplate(&buf, "page.html", p.buildView(r.Context())); err != nil {
 		p.log.Error("the live page cannot be rendered", "error", err)
 		http.Error(w, "the page cannot be rendered; see the daemon's log, or /api/status", http.StatusInternalServerError)
 		return
@@ -175,8 +175,8 @@ func serveAsset(w http.ResponseWriter, r *http.Request, name, contentType string
 	_, _ = w.Write(text) // the client has gone: nothing to do about it
 }
 
-// look gathers what the page shows now.
-func (p *Page) look(ctx context.Context) *view {
+// buildView gathers what the page shows now.
+func (p *Page) buildView(ctx context.Context) *view {
 	now := time.Now()
 	open, openErr := p.openCampaigns(ctx, now)
 	samples, _ := p.ring.since(0)

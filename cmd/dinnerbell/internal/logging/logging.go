@@ -96,7 +96,7 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	id.WriteString(h.with + out.Message)
 	r.Attrs(func(a slog.Attr) bool {
 		a = h.cleanAttr(a)
-		m.note(a.Key)
+		m.noteAttribute(a.Key)
 		id.WriteString(attrIdentity(a))
 		out.AddAttrs(a)
 		return true

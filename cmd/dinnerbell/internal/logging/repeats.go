@@ -34,8 +34,8 @@ type message struct {
 	ofCommand  bool // an operator's
 }
 
-// note takes a record's attribute into account.
-func (m *message) note(key string) {
+// noteAttribute takes a record's attribute into account.
+func (m *message) noteAttribute(key string) {
 	switch key {
 	case "campaign", "within":
 		m.ofCampaign = true
