@@ -189,6 +189,15 @@ var countedLives = []countedLife{
 		w.awaitFinished("c", "r1", 22)
 		return svc
 	}, want: shownCounts{22, 22, 0}},
+	{name: "late subscribers whom the table refuses", late: true, noLog: true, run: func(w *lateDeployment) *Service {
+		svc, _ := w.start()
+		w.produce(0, encodeCampaign(w.campaign("c", "r1")))
+		w.awaitFinished("c", "r1", 20)
+		w.db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT short CHECK (adv_campaign_id <> 'c') NOT VALID`)
+		w.insert("r1", "late 1")
+		w.handled(svc)
+		return svc
+	}, want: shownCounts{20, 20, 0}},
 	{name: "joined again since the state was lost", late: true, noLog: true, run: func(w *lateDeployment) *Service {
 		svc, stop := w.start()
 		w.produce(0, encodeCampaign(w.campaign("c", "r1")))

@@ -141,6 +141,34 @@ func TestRefusedOrdinarySteps(t *testing.T) {
 	}
 }
 
+// A campaign whose end comes while its last clients are written is cut off, also where a
+// step behind, with none of its clients, had brought it to its end.
+func TestStepWithoutClientsOfACampaignThatHasEnded(t *testing.T) {
+	t.Parallel()
+	for _, state := range []string{sink.StatePending, sink.StateFinished} {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}})
+			s := w.owner()
+			w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(4); RETURN NULL; END'`)
+			w.db.Exec(`CREATE TRIGGER slow AFTER INSERT ON dinnerbell.campaign FOR EACH ROW EXECUTE FUNCTION slow()`)
+			c := w.campaign("c1", "r1")
+			c.End = time.Now().Unix() + 3
+			before := w.stepFor(&c, "a", "b")
+			r := before.rows[c.Key()]
+			r.state, r.served, r.cursor = sink.StatePending, true, packID(t, "b")
+			st := newStep(sink.ContractTable())
+			r.liveCampaign.cursor = r.cursor
+			st.noteProgress(r.liveCampaign, state) // everybody whom it looked at has the campaign
+			st.seal(time.Now().Unix())
+			if err := commitSteps(t, s, before, st); err != nil {
+				t.Fatal(err)
+			}
+			w.wantCounts("c1", "r1", storedCounts{State: "finished", Audience: -1, Started: true, Finished: true, CutOff: true})
+		})
+	}
+}
+
 // A step that was built before the table refused a campaign as a whole, with the
 // campaign's row and none of its clients, leaves the campaign refused.
 func TestStepWithoutClientsOfARefusedCampaign(t *testing.T) {

@@ -65,11 +65,26 @@ func (l *lane) noteLeftOut(st *step, p *record.Payload) {
 		// The reason stays out: the table's own words may hold values of a row.
 		news := RecentCampaign{Campaign: d.Campaign.Campaign, Restaurant: d.Campaign.Restaurant, Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1,
 			Reason: "the feedback table refuses its rows; see `dinnerbell campaigns` and `dinnerbell dead-letters list`"}
-		if r := st.rows[campaign.Key{Campaign: news.Campaign, Restaurant: news.Restaurant}]; r != nil {
-			news.setCounts(r.stored)
-		}
+		news.setCounts(st.countsOf(campaign.Key{Campaign: news.Campaign, Restaurant: news.Restaurant}))
 		l.svc.recent.add(news)
 	}
+}
+
+// countsOf returns what the row of a campaign that the committed step has served counts: one
+// of its fan-out, or one of late subscribers.
+func (st *step) countsOf(k campaign.Key) sink.RowCounts {
+	counts := sink.RowCounts{Audience: -1}
+	if r := st.rows[k]; r != nil {
+		return r.stored
+	}
+	if st.counts != nil {
+		st.counts.EachLate(func(of campaign.Key, c sink.RowCounts) {
+			if of == k {
+				counts = c
+			}
+		})
+	}
+	return counts
 }
 
 // refuseUnencodable turns messages into dead letters if the encoding of the sink's

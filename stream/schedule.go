@@ -51,6 +51,9 @@ type liveCampaign struct {
 	// committer sets both.
 	guarded, refused atomic.Bool
 	refusal          atomic.Pointer[string] // why; set before refused
+	// droppedAtEnd: a step has left clients of it out, since its end has come. Steps behind
+	// that were built before are cut off too. Set by the decider and the committer.
+	droppedAtEnd atomic.Bool
 
 	// contested: a client may have been notified of the campaign before, so its rows
 	// go by ON CONFLICT. Set by the decider and, after a conflict, by the committer.

@@ -236,13 +236,19 @@ func (st *step) seal(now int64) {
 		}
 		if !p.late {
 			r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
-			r.state, r.cutOff = sink.StateFinished, p.live.End <= now
+			if r.state, r.cutOff = sink.StateFinished, p.live.End <= now; r.cutOff {
+				p.live.droppedAtEnd.Store(true)
+			}
 		}
 		return true
 	})
 	for _, r := range st.rows { // with clients or without: the step may have met nobody who lacks the campaign
-		if r.served && r.refused.Load() {
+		switch {
+		case !r.served:
+		case r.refused.Load():
 			r.state, r.cutOff, r.refusal = sink.StateFinished, false, r.whyRefused()
+		case r.droppedAtEnd.Load():
+			r.state, r.cutOff = sink.StateFinished, true
 		}
 	}
 	// In the order of the unique index: two lanes with the same campaign ids lock
@@ -311,10 +317,10 @@ func (st *step) markContested(refused error) error {
 	return nil
 }
 
-// resealIfChanged seals the step again if one of its campaigns was lost or refused
-// since.
+// resealIfChanged seals the step again if one of its campaigns was lost, refused or cut
+// off since.
 func (st *step) resealIfChanged(now time.Time) {
-	if lost := st.dropLostCampaigns(); lost || st.hasRefused() {
+	if lost := st.dropLostCampaigns(); lost || st.hasRefused() || st.hasCutOff() {
 		st.seal(now.Unix())
 	}
 }
@@ -327,6 +333,17 @@ func (st *step) hasRefused() bool {
 	}
 	for _, r := range st.rows {
 		if r.served && r.refusal == "" && r.refused.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// hasCutOff reports whether a step before has left out clients of a campaign whose end has
+// come, since the step was sealed.
+func (st *step) hasCutOff() bool {
+	for _, r := range st.rows {
+		if r.served && !r.cutOff && !r.refused.Load() && r.droppedAtEnd.Load() {
 			return true
 		}
 	}

@@ -148,8 +148,10 @@ const guardedInsert = "insert guarded rows"
 //
 // An error that is not about a row, as of a lock timeout or a cancelled statement, ends
 // the insertion. The server has the other chunks already and would wait for a lock in
-// each of them, so tryChunks ends the connection, except after a lock conflict: the step
-// can be repeated on it then.
+// each of them, so tryChunks ends the connection, except after one lock conflict: the step
+// can be repeated on it then. After a second one it cannot wait for the others: the rows
+// of the chunks before stay locked until the last one is answered, so somebody who waits
+// for them costs a deadlock_timeout for each chunk.
 //
 // Nobody waits for an answer, so the same messages must follow a chunk whether it is
 // refused or not: where it is taken, RELEASE and SAVEPOINT move the savepoint behind it;
@@ -196,8 +198,11 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 		err := readToSync(p, func(row [3]string) { returned = append(returned, row) })
 		if e, ok := errors.AsType[*pgconn.PgError](err); ok && RefusesRow(e) {
 			refused = append(refused, refusedChunk{texts, e})
+		} else if IsLockConflict(err) && conflict == nil {
+			conflict = err
 		} else if IsLockConflict(err) {
-			conflict = cmp.Or(conflict, err)
+			n.abandon(ctx)
+			return nil, fmt.Errorf("insert feedback rows, with more than one lock conflict: %s", err) //nolint:errorlint // the step cannot be repeated on this connection
 		} else if err != nil {
 			n.abandon(ctx)
 			return nil, n.describeFailure(err)

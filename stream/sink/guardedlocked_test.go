@@ -3,6 +3,7 @@ package sink
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,5 +74,67 @@ func TestGuardedInsertionBehindALock(t *testing.T) {
 				t.Errorf("left out %v, refused %q", in.LeftOut, in.Refused)
 			}
 		})
+	}
+}
+
+// A guarded insertion that meets a deadlock with somebody who waits on waits for few of its
+// chunks: it does not hold up the lane and the other one for a deadlock_timeout each.
+func TestGuardedInsertionInADeadlock(t *testing.T) {
+	t.Parallel()
+	db := envtest.Database(t)
+	cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}
+	if _, err := Setup(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	all := listClients("0000", 320)
+	db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`)
+	conn, err := cfg.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer CloseConn(conn)
+	found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = theirs.Rollback(t.Context()) }()
+	if _, err := theirs.Exec(t.Context(), `SET LOCAL deadlock_timeout = '1h'`); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) error {
+		_, err := theirs.Exec(t.Context(), found.Feedback.InsertSQL(), "r2", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text})
+		return err
+	}
+	in := &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, Taken: true}
+	list := &id.List{}
+	for i, text := range all {
+		list.Append(packID(t, text))
+		if i > chunkRows && i%chunkRows == 0 { // of each chunk but the first two
+			if err := write(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		for db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(conn.PgConn().PID())) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		wrote <- write(all[chunkRows]) // waits for the insertion
+	}()
+	began := time.Now()
+	err = pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
+	if err == nil || IsLockConflict(err) || !strings.Contains(err.Error(), deadlockDetected) {
+		t.Errorf("error %v, want a deadlock after which the connection is of no more use", err)
+	}
+	if err := <-wrote; err != nil {
+		t.Errorf("the other one: %v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the insertion has waited for %s, want for two chunks", took)
 	}
 }

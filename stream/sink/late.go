@@ -110,12 +110,18 @@ type LateRow struct {
 // are named so that the condition of campaign_restaurant does not follow. A refusal ($6)
 // is for a finished campaign: one that is under way meets it itself.
 func notifyLateSQL(t Tables) string {
-	return expectCounts(`UPDATE ` + t.Campaign + ` AS c SET notified = c.notified + u.clients, audience = ` + metAudience(`c.audience`, `u.clients`, `c.already`) + `,
+	return expectCounts(`UPDATE ` + t.Campaign + ` AS c SET notified = c.notified + u.clients, audience = ` + metAudience(lateAudience, `u.clients`, `c.already`) + `,
   refusal = CASE WHEN c.state = '` + StateFinished + `' AND u.refusal <> '' THEN u.refusal ELSE c.refusal END
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::text[]) WITH ORDINALITY AS u(campaign, restaurant, lane, version, clients, refusal, n)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version
   AND c.state NOT IN ('` + StateExpired + `', '` + StateParked + `', '` + StatePaused + `', '` + StateCancelled + `')`)
 }
+
+// lateAudience is the audience of row c. Readers add the counts of a finished campaign up
+// where it is NULL, and not those of a refused one, so that the refusal of a campaign that
+// has met everybody stores the sum.
+const lateAudience = `CASE WHEN c.state = '` + StateFinished + `' AND u.refusal <> '' AND (c.finished_at IS NULL OR c.finished_at < to_timestamp(c.adv_campaign_datetime_end))
+    THEN coalesce(c.audience, c.notified + c.already) ELSE c.audience END`
 
 // lateArgs are the arguments of notifyLateSQL.
 func lateArgs(lane int32, rows []LateRow) []any {
