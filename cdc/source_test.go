@@ -1,12 +1,14 @@
 package cdc
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -108,6 +110,60 @@ func TestLongRowsOfManyMegabytes(t *testing.T) {
 	r.barrier()
 	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 2 {
 		t.Errorf("status is %+v, want 2 bad ids and 2 subscriptions", st)
+	}
+}
+
+// The statements that grant a right are run as they are.
+func TestStatementsOfMissingRights(t *testing.T) {
+	t.Parallel()
+	for function, use := range map[string]func(t *testing.T, r *deployment) error{
+		"pg_logical_emit_message(boolean, text, text)": func(t *testing.T, r *deployment) error {
+			t.Helper()
+			db, err := source.Open(r.cfg.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sql, err := db.DialSQL(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer source.CloseConn(sql.PgConn())
+			return db.EmitMessage(t.Context(), sql)
+		},
+		"pg_try_advisory_lock(bigint)": func(t *testing.T, r *deployment) error {
+			t.Helper()
+			db, err := source.Open(r.cfg.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sql, err := db.DialSQL(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer source.CloseConn(sql.PgConn())
+			lock := source.NewSlotLock(db, nil, 0)
+			err = lock.Hold(t.Context(), sql)
+			lock.StartHeartbeat(t.Context())()
+			return err
+		},
+	} {
+		t.Run(function, func(t *testing.T) {
+			t.Parallel()
+			r := newDeployment(t)
+			r.Exec("REVOKE EXECUTE ON FUNCTION " + function + " FROM PUBLIC")
+			halted, ok := errors.AsType[*source.HaltError](use(t, r))
+			if !ok {
+				t.Fatal("no halt")
+			}
+			remedy := precondition.SplitRemedy(halted.Err.Hint)
+			if len(remedy.Statements) != 1 || remedy.Advice != "" {
+				t.Fatalf("%+v", remedy)
+			}
+			r.Exec(remedy.Statements[0])
+			if err := use(t, r); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -127,3 +127,18 @@ func TestErrorsOfTopicsNameTheBrokers(t *testing.T) {
 		t.Errorf("setup: %v", err)
 	}
 }
+
+// Feedback is the text of somebody else: explain shows the beginning of a long one.
+func TestLongFeedbackIsExplained(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r": {"a"}})
+	w.produce(0, encodeCampaign(w.campaign("c", "r")))
+	_, stop := w.start()
+	w.expect(map[string][]string{"c": {"a"}})
+	stop()
+	w.db.Exec(`UPDATE subscribers_feedback SET feedback = repeat('f', 150 << 20)`)
+	e := w.gather("c", "a", operator.SearchLimits{})
+	if e.Feedback == nil || e.Feedback.Feedback == nil || !strings.HasPrefix(*e.Feedback.Feedback, "fff") || len(*e.Feedback.Feedback) > 1000 {
+		t.Errorf("gaps %+v", e.Gaps)
+	}
+}

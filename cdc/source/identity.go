@@ -163,13 +163,23 @@ func (db *DB) EmitMessage(ctx context.Context, sql *pgx.Conn) error {
 	defer cancel()
 	if _, err := sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
 		if SQLState(err) == CodeInsufficientPrivilege {
-			h := NewHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
+			h := NewHalt("GRANT EXECUTE ON FUNCTION "+emitFunction(sql.PgConn().ParameterStatus("server_version"))+" TO "+pgx.Identifier{sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
 			h.Heals = true
 			return h
 		}
 		return fmt.Errorf("emit logical message: %w", err)
 	}
 	return nil
+}
+
+// emitFunction names the function that writes a logical message, for a GRANT: since Postgres
+// 17 it has another argument.
+func emitFunction(serverVersion string) string {
+	var major int
+	if _, err := fmt.Sscanf(serverVersion, "%d", &major); err == nil && major < 17 {
+		return "pg_logical_emit_message(boolean,text,text)"
+	}
+	return "pg_logical_emit_message(boolean,text,text,boolean)"
 }
 
 // withTextVersion puts the item that the server does not know before the server's

@@ -40,3 +40,15 @@ func TestJudge(t *testing.T) {
 		t.Errorf("a state of the format before is judged %d %q", got, why)
 	}
 }
+
+func TestEmitFunctionIsNamedAsTheServerHasIt(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]string{
+		"14.2": "pg_logical_emit_message(boolean,text,text)", "15.18 (Debian 15.18-1)": "pg_logical_emit_message(boolean,text,text)",
+		"17beta1": "pg_logical_emit_message(boolean,text,text,boolean)", "18.1": "pg_logical_emit_message(boolean,text,text,boolean)",
+	} {
+		if got := emitFunction(version); got != want {
+			t.Errorf("%s: %s, want %s", version, got, want)
+		}
+	}
+}

@@ -213,7 +213,7 @@ func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 	var pid int32
 	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, LockKey(g.db.cfg.Slot)).Scan(&taken, &pid)
 	if SQLState(err) == CodeInsufficientPrivilege {
-		err = NewHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
+		err = NewHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO "+g.db.QuotedRole(), "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder

@@ -313,7 +313,11 @@ func (c *tableCopy) explainError(err error) error {
 	case halted:
 		return err
 	case source.SQLState(err) == source.CodeInsufficientPrivilege:
-		h := source.NewHalt("GRANT SELECT ON "+table+" TO "+c.db.QuotedRole()+", or ALTER ROLE "+c.db.QuotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
+		fix := "GRANT SELECT ON " + table + " TO " + c.db.QuotedRole()
+		if strings.Contains(err.Error(), "row-level security") {
+			fix = "ALTER ROLE " + c.db.QuotedRole() + " BYPASSRLS"
+		}
+		h := source.NewHalt(fix, "the role in source.url may not read all of %s: %v", table, err)
 		h.Heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):

@@ -19,7 +19,8 @@ type Remedy struct {
 // sentence, or statements with "; " between them, behind which a comment or a sentence may
 // stand.
 func SplitRemedy(text string) Remedy {
-	if strings.Contains(text, "`") {
+	// A backquote may be part of a name in a statement, or stand alone.
+	if n := strings.Count(text, "`"); n > 0 && n%2 == 0 && !sqlStatement.MatchString(strings.TrimSpace(text)) {
 		return splitSentence(text)
 	}
 	return splitStatements(text)

@@ -22,6 +22,9 @@ func TestRemedyIsTakenApart(t *testing.T) {
 		"add a line to pg_hba.conf; then SELECT pg_reload_conf()": {
 			Advice: "add a line to pg_hba.conf; then SELECT pg_reload_conf()"},
 		"": {},
+		"GRANT SELECT ON \"a`b\" TO \"c`d; e\"; -- or `dinnerbell setup`": {
+			Statements: list{"GRANT SELECT ON \"a`b\" TO \"c`d; e\""}, Advice: "or `dinnerbell setup`"},
+		"look into /a`b, which is no pair": {Advice: "look into /a`b, which is no pair"},
 		"`ALTER SYSTEM SET max_slot_wal_keep_size = -1`, then `SELECT pg_reload_conf()`": {
 			Statements: list{"ALTER SYSTEM SET max_slot_wal_keep_size = -1", "SELECT pg_reload_conf()"}},
 		"`SELECT 1` names the holder: end it, or wait": {Statements: list{"SELECT 1"}, Advice: "the statement names the holder: end it, or wait"},

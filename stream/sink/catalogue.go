@@ -122,6 +122,7 @@ func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
 		k := c.columns[name]
 		c.Feedback.Kinds[i], c.Feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.sizeLimit()}
 	}
+	_, c.Feedback.HasID = c.columns["id"]
 	_, c.Feedback.HasFeedback = c.columns["feedback"]
 	return err
 }

@@ -83,22 +83,29 @@ type ClientRow struct {
 	ID         *string // nil where the role may not read it, or the table has no column of that name
 	Restaurant string
 	Trigger    int64   // Unix second of the decision
-	Feedback   *string // nil: none came in, or the role may not read it
+	Feedback   *string // its first maxFeedback characters; nil: none came in, or the role may not read it
 }
+
+// maxFeedback bounds, in characters, what is read of a feedback: others write it, and it
+// may be longer than a message that a connection accepts.
+const maxFeedback = 200
 
 // ReadClientRow returns the row of a campaign and a client; nil if there is none. The
 // table must be able to hold both ids.
 func (t *FeedbackTable) ReadClientRow(ctx context.Context, q Querier, campaign, client string) (*ClientRow, error) {
-	var all bool // to_jsonb needs the right to read every column
+	var all bool // the right to read every column
 	if err := q.QueryRow(ctx, `SELECT pg_catalog.has_table_privilege($1::oid, 'SELECT')`, t.OID).Scan(&all); err != nil {
 		return nil, fmt.Errorf("read %s: %w", t.Name, err)
 	}
-	more := "NULL::text, NULL::text"
-	if all {
-		more = "pg_catalog.to_jsonb(f) ->> 'id', pg_catalog.to_jsonb(f) ->> 'feedback'"
+	number, feedback := "NULL::text", "NULL::text"
+	if all && t.HasID {
+		number = "f.id::text"
+	}
+	if all && t.HasFeedback {
+		feedback = fmt.Sprintf("pg_catalog.left(f.feedback::text, %d)", maxFeedback)
 	}
 	var r ClientRow
-	err := q.QueryRow(ctx, `SELECT `+more+`, `+t.ColumnSQL(record.RestaurantColumn, "f")+`, `+t.ColumnSQL(record.TriggerColumn, "f")+`
+	err := q.QueryRow(ctx, `SELECT `+number+`, `+feedback+`, `+t.ColumnSQL(record.RestaurantColumn, "f")+`, `+t.ColumnSQL(record.TriggerColumn, "f")+`
 FROM `+t.Name+` f WHERE f.adv_campaign_id = `+t.ParamSQL(record.CampaignColumn, "$1")+` AND f.client_id = `+t.ParamSQL(record.ClientColumn, "$2")+` LIMIT 1`,
 		campaign, client).Scan(&r.ID, &r.Feedback, &r.Restaurant, &r.Trigger)
 	switch {

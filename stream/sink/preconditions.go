@@ -142,16 +142,16 @@ func checkConnections(ctx context.Context, f *Facts) ([]precondition.Finding, er
 	warn := func(what string, room int, fix string) {
 		if room < need {
 			found = append(found, precondition.Finding{Level: precondition.Warn, Object: "the sink's server",
-				Found: takes + ", and " + what, Effect: "lanes or other clients are refused", Fix: fix + "; -- or lower sink.max_connections and run more daemons"})
+				Found: takes + ", and " + what, Effect: "lanes or other clients are refused", Fix: fix + "or lower sink.max_connections and run more daemons"})
 		}
 	}
 	warn(fmt.Sprintf("of max_connections %d there are %d reserved and %d in use by others", c.most, c.reserved, c.used), c.most-c.reserved-c.used,
-		fmt.Sprintf("ALTER SYSTEM SET max_connections = %d; -- then restart Postgres", c.reserved+c.used+need+20))
+		fmt.Sprintf("ALTER SYSTEM SET max_connections = %d; -- then restart Postgres, ", c.reserved+c.used+need+20))
 	if c.role >= 0 {
-		warn(fmt.Sprintf("the role may have %d", c.role), c.role, "ALTER ROLE "+c.roleName+" CONNECTION LIMIT -1")
+		warn(fmt.Sprintf("the role may have %d", c.role), c.role, "ALTER ROLE "+c.roleName+" CONNECTION LIMIT -1; -- ")
 	}
 	if c.database >= 0 {
-		warn(fmt.Sprintf("the database may have %d", c.database), c.database, "ALTER DATABASE "+c.databaseName+" CONNECTION LIMIT -1")
+		warn(fmt.Sprintf("the database may have %d", c.database), c.database, "ALTER DATABASE "+c.databaseName+" CONNECTION LIMIT -1; -- ")
 	}
 	if all := f.Lanes + f.Cfg.ReaderCount(); f.Cfg.MaxConnections > 0 && f.Cfg.MaxConnections < all {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "sink.max_connections",

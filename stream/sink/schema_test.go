@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -34,6 +35,44 @@ func TestSetupSinkIsSafeToRepeat(t *testing.T) {
 		if !strings.Contains(line, "there already") {
 			t.Errorf("repeated: %s", line)
 		}
+	}
+}
+
+// A role that may not create the tables or the index is told who can.
+func TestSetupNamesWhoHasTheRights(t *testing.T) {
+	t.Parallel()
+	db, owner := newSinkDatabase(t)
+	role := "daemon_" + db.Name
+	db.Exec(`CREATE ROLE ` + role + ` LOGIN`)
+	t.Cleanup(func() {
+		for _, sql := range []string{`DROP OWNED BY ` + role, `DROP ROLE ` + role} {
+			if _, err := db.Pool.Exec(context.Background(), sql); err != nil {
+				t.Errorf("%s: %v", sql, err)
+			}
+		}
+	})
+	limited := owner
+	limited.URL = func() (string, error) { return strings.Replace(db.URL, "postgres@", role+"@", 1), nil }
+	check := func(what string) {
+		t.Helper()
+		_, err := Setup(t.Context(), limited)
+		if err == nil || !strings.Contains(err.Error(), what) || strings.Count(err.Error(), "run the statements of `dinnerbell setup --print-sql`") != 1 {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	check("create tables of schema")
+	for _, sql := range SetupSQL(owner)[:len(SetupSQL(owner))-1] { // all but the unique index
+		db.Exec(sql)
+	}
+	for _, sql := range GrantSQL(owner, role) {
+		db.Exec(sql)
+	}
+	check("create unique index on")
+	if _, err := Setup(t.Context(), owner); err != nil {
+		t.Fatal(err)
+	}
+	if did, err := Setup(t.Context(), limited); err != nil {
+		t.Errorf("with all in place: %v, %v", did, err)
 	}
 }
 

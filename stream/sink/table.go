@@ -25,6 +25,7 @@ type FeedbackTable struct {
 	Kinds  record.ColumnKinds
 	types  [record.Columns]columnType
 
+	HasID        bool     // the column "id", whatever its type
 	HasFeedback  bool     // the column of the client's answer
 	Triggers     []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
 	RunsUserCode bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
@@ -49,7 +50,7 @@ var kindsByOID = map[uint32]record.Kind{
 
 // ContractTable returns the table that the contract defines.
 func ContractTable() *FeedbackTable {
-	t := &FeedbackTable{Kinds: record.ContractKinds, HasFeedback: true, Encoding: "UTF8"}
+	t := &FeedbackTable{Kinds: record.ContractKinds, HasID: true, HasFeedback: true, Encoding: "UTF8"}
 	for i, k := range t.Kinds {
 		t.types[i].sql = "text"
 		switch k {

@@ -143,7 +143,7 @@ func fixLines(fix string, width int) (lines []string) {
 		return nil
 	}
 	if shellCommand.MatchString(fix) {
-		lines = wrapText(fix, width-2)
+		lines = wrapWords(splitOutsideQuotes(fix), width-2)
 		for i := range lines[:len(lines)-1] {
 			lines[i] += ` \`
 		}
@@ -154,7 +154,7 @@ func fixLines(fix string, width int) (lines []string) {
 		return wrapText(fix, width)
 	}
 	for _, statement := range remedy.Statements {
-		lines = append(lines, wrapText(statement+";", width)...)
+		lines = append(lines, wrapWords(splitOutsideQuotes(statement+";"), width)...)
 	}
 	if remedy.Advice != "" { // behind the statements: a comment hides what follows on its line
 		for _, line := range wrapText(remedy.Advice, width-len("-- ")) {
@@ -164,12 +164,44 @@ func fixLines(fix string, width int) (lines []string) {
 	return lines
 }
 
+// splitOutsideQuotes splits a statement or a shell's command at its blanks, but for those
+// within quotes: they belong to a name or a value.
+func splitOutsideQuotes(text string) (words []string) {
+	word, quote := strings.Builder{}, byte(0)
+	end := func() {
+		if word.Len() > 0 {
+			words = append(words, word.String())
+		}
+		word.Reset()
+	}
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quote == 0 && c == ' ':
+			end()
+			continue
+		case quote == 0 && c == '\\' && i+1 < len(text): // a shell's, before a quote
+			word.WriteByte(c)
+			i++
+		case quote == 0 && (c == '\'' || c == '"'):
+			quote = c
+		case c == quote:
+			quote = 0
+		}
+		word.WriteByte(text[i])
+	}
+	end()
+	return words
+}
+
 // wrapText breaks text at blanks into lines of at most width characters; a longer word
 // stays whole.
-func wrapText(text string, width int) []string {
+func wrapText(text string, width int) []string { return wrapWords(strings.Fields(text), width) }
+
+// wrapWords puts words into lines of at most width characters; a longer word stays whole.
+func wrapWords(words []string, width int) []string {
 	var lines []string
 	line := ""
-	for word := range strings.FieldsSeq(text) {
+	for _, word := range words {
 		switch {
 		case line == "":
 			line = word

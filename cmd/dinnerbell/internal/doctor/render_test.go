@@ -87,6 +87,21 @@ func TestPrint(t *testing.T) {
 	}
 }
 
+// What stands in quotes is pasted as it is: a line does not end there, and blanks stay.
+func TestQuotesStayWhole(t *testing.T) {
+	t.Parallel()
+	for fix, want := range map[string][]string{
+		`DROP RULE "a rule  with ; blanks" ON "public"."my ""old""  table"; -- or  not`: {`DROP RULE`, `"a rule  with ; blanks" ON`, `"public"."my ""old""  table";`, `-- or not`},
+		`ROLLBACK PREPARED 'the second  one'; -- in that database`:                      {`ROLLBACK PREPARED`, `'the second  one';`, `-- in that database`},
+		`dinnerbell cancel 'a campaign  of it'\''s own' --restaurant 'r  1'`:            {`dinnerbell cancel \`, `'a campaign  of it'\''s own' \`, `--restaurant 'r  1'`},
+		`the owner's word, and the reader's`:                                            {`the owner's word, and the`, `reader's`},
+	} {
+		if got := fixLines(fix, 26); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", fix, got, want)
+		}
+	}
+}
+
 // The remedy for a server without TLS has statements, and no prose between them.
 func TestStatementsOfAServerWithoutTLS(t *testing.T) {
 	t.Parallel()
