@@ -92,7 +92,7 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	if first.Subscriptions != 2000 || first.Bytes == 0 || first.Cause != "asked" || first.NextOffsets["0"] != 0 || first.NextOffsets["1"] != 1 {
 		t.Errorf("checkpoint is %+v", first)
 	}
-	if text := d.failCommand(1, "checkpoint", "restore", first.ID); !strings.Contains(text, fmt.Sprintf("held by process %d", d.process.PID())) {
+	if text := d.failCommand(1, "checkpoint", "restore", first.ID); !strings.Contains(text, fmt.Sprintf("in use by process %d", d.process.PID())) {
 		t.Errorf("restore beside the daemon says %s", text)
 	}
 	d.addClients("second", 10)

@@ -36,7 +36,7 @@ type stranger struct {
 var hostilePostgres = map[string]stranger{
 	"silence":         {hostile.Silence, "timeout", true},
 	"garbage":         {hostile.Answer(hostile.Garbage(100_000)), "none of Postgres", false},
-	"half an answer":  {hostile.Close([]byte{0, 0, 0}), "unexpected EOF", false},
+	"half an answer":  {hostile.Close([]byte{0, 0, 0}), "closed the connection during the login, in the middle of its answer", false},
 	"HTTP":            {hostile.Answer([]byte("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n400 Bad Request")), "none of Postgres", false},
 	"a gigabyte":      {hostile.Endless(append(hostile.Message('R', "\x00\x00\x00\x00"), hostile.Claim('S', 1<<30-100)...), hostile.Zeros), "claims a message", false},
 	"notices":         {hostile.Endless(nil, hostile.Notices), "has not let us in", true},

@@ -165,16 +165,16 @@ func TestOIDCIsUnreachable(t *testing.T) {
 	t.Parallel()
 	e := newTokenProvider(t)
 	done := make(chan struct{})
-	slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	// The handler outlives its client: an end that came while the client closes the connection
+	// would be the end of a whole answer.
+	slow := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprint(w, `{"access_token": "hunter2`)
 		_ = http.NewResponseController(w).Flush() // the client may be gone
-		select {
-		case <-done:
-		case <-r.Context().Done():
-		}
+		<-done
 	})
-	t.Cleanup(func() { close(done) })
 	e.answer.Store(&slow)
+	release := sync.OnceFunc(func() { close(done) })
+	t.Cleanup(release) // before the server's end, which waits for the handler
 	sasl := loadSASL(t, e.settings()).Kafka.SASL
 	sasl.tokens.patience = 200 * time.Millisecond
 	fails := func(want string) {
@@ -185,6 +185,7 @@ func TestOIDCIsUnreachable(t *testing.T) {
 		}
 	}
 	fails("no answer in time; see that this machine reaches it, and correct kafka.sasl.oidc.token_url")
+	release()
 	sasl.tokens.patience = secretPatience
 	sasl.OIDC.CA = ""
 	fails("set kafka.sasl.oidc.ca to the file of the authority that signed its certificate")
