@@ -221,14 +221,26 @@ func sourceProblems(r *Report, site Site) []Problem {
 	case cdc.StateCatchingUp:
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("catching up with the changes of the subscriptions: %s behind; campaigns wait for it", bytesText(s.LagBytes)), Mend: "nothing to do: it goes on by itself"})
 	case cdc.StateWaiting:
-		list = append(list, Problem{Part: "source", Level: LevelDown, What: "the mirror of the subscriptions waits" + reasonSuffix(s.LastError),
-			Mend: "`SELECT slot_name, pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid` names the holder of the slot: end it, or wait"})
+		list = append(list, waitingProblem(s.LastError))
 	default:
 	}
 	if w := s.Work; w != nil {
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("%s under way: %s, %s of about %s rows", w.Kind, w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total)), Mend: "nothing to do: campaigns go on"})
 	}
 	return append(list, slotProblems(s)...)
+}
+
+// waitingProblem describes a mirror that waits for the end of a migration, whose error says
+// how to go on, or for another holder of the slot.
+func waitingProblem(text string) Problem {
+	p := Problem{Part: "source", Level: LevelDown}
+	if what, hint, found := strings.Cut(text, "; to go on: "); found {
+		p.What, p.Mend = "the source cannot be mirrored as it is now: "+what+"; for a minute the daemon waits, in case that a migration is under way", hint
+		return p
+	}
+	p.What = "the mirror of the subscriptions waits" + reasonSuffix(text)
+	p.Mend = "`SELECT slot_name, pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid` names the holder of the slot: end it, or wait"
+	return p
 }
 
 // bytesText returns an amount of WAL as text.

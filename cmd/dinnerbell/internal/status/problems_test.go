@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream"
 )
@@ -61,6 +62,26 @@ func TestDeadServersAreNamedOnce(t *testing.T) {
 				t.Errorf("the reasons do not name Kafka: %s", all)
 			}
 		})
+	}
+}
+
+// A mirror waits for another holder of its slot, or for the end of a migration: each has its
+// own remedy.
+func TestWaitingMirrorNamesItsRemedy(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]struct{ what, mend, statement string }{
+		(&source.SlotHeldError{Slot: "s", PID: 7}).Error():                                  {"waits: slot s is active for PID 7", "names the holder of the slot: end it, or wait", "SELECT slot_name"},
+		source.NewHalt("dinnerbell setup", "publication %q does not exist", "p").Error():    {`cannot be mirrored as it is now: publication "p" does not exist; `, "dinnerbell setup", ""},
+		source.NewHalt(`ALTER ROLE "b" BYPASSRLS; -- or not`, "row-level security").Error(): {"row-level security; ", `ALTER ROLE "b" BYPASSRLS; -- or not`, `ALTER ROLE "b" BYPASSRLS`},
+	} {
+		m, s := healthy()
+		m.State, m.LastError = cdc.StateWaiting, text
+		r := NewReport("dev", m, s, true)
+		p := FindProblems(&r, testSite)[0]
+		if p.Part != "source" || !strings.Contains(p.What, want.what) || strings.Contains(p.What, "to go on") || !strings.HasSuffix(p.Mend, want.mend) ||
+			!strings.HasPrefix(strings.Join(p.Statements, "\n"), want.statement) || (want.statement == "") != (len(p.Statements) == 0) {
+			t.Errorf("%s: %+v", text, p)
+		}
 	}
 }
 
