@@ -168,25 +168,8 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 			err = closed
 		}
 	}()
-	send := func(sql string) { p.SendQueryParams(sql, nil, nil, nil, nil) }
-	send(`SAVEPOINT rows`)
-	p.SendPipelineSync()
-	var args pgx.ExtendedQueryBuilder
-	c := n.Campaign
-	for _, texts := range chunks {
-		if err := args.Build(n.Conn.TypeMap(), insert, []any{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.Trigger, texts}); err != nil {
-			return nil, fmt.Errorf("encode feedback rows: %w", err)
-		}
-		p.SendQueryPrepared(guardedInsert, args.ParamValues, args.ParamFormats, nil)
-		send(`RELEASE SAVEPOINT rows`)
-		send(`SAVEPOINT rows`)
-		p.SendPipelineSync()
-		send(`ROLLBACK TO SAVEPOINT rows`)
-		p.SendPipelineSync()
-	}
-	send(`RELEASE SAVEPOINT rows`)
-	if err := p.Sync(); err != nil {
-		return nil, fmt.Errorf("send feedback rows: %w", err)
+	if err := n.sendChunks(p, insert, chunks); err != nil {
+		return nil, err
 	}
 	n.tries += len(chunks)
 	if err := readToSync(p, nil); err != nil {
@@ -220,6 +203,31 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 		return nil, fmt.Errorf("end savepoint: %w", err)
 	}
 	return refused, nil
+}
+
+// sendChunks sends the messages of tryChunks.
+func (n *Insertion) sendChunks(p *pgconn.Pipeline, insert *pgconn.StatementDescription, chunks [][]string) error {
+	send := func(sql string) { p.SendQueryParams(sql, nil, nil, nil, nil) }
+	send(`SAVEPOINT rows`)
+	p.SendPipelineSync()
+	var args pgx.ExtendedQueryBuilder
+	c := n.Campaign
+	for _, texts := range chunks {
+		if err := args.Build(n.Conn.TypeMap(), insert, []any{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.Trigger, texts}); err != nil {
+			return fmt.Errorf("encode feedback rows: %w", err)
+		}
+		p.SendQueryPrepared(guardedInsert, args.ParamValues, args.ParamFormats, nil)
+		send(`RELEASE SAVEPOINT rows`)
+		send(`SAVEPOINT rows`)
+		p.SendPipelineSync()
+		send(`ROLLBACK TO SAVEPOINT rows`)
+		p.SendPipelineSync()
+	}
+	send(`RELEASE SAVEPOINT rows`)
+	if err := p.Sync(); err != nil {
+		return fmt.Errorf("send feedback rows: %w", err)
+	}
+	return nil
 }
 
 // abandon ends the connection in the middle of an exchange. The server meets that at its

@@ -119,20 +119,22 @@ func TestGuardedInsertionInADeadlock(t *testing.T) {
 			}
 		}
 	}
-	wrote := make(chan error, 1)
-	go func() {
-		for db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(conn.PgConn().PID())) == 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
-		wrote <- write(all[chunkRows]) // waits for the insertion
-	}()
 	began := time.Now()
-	err = pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
-	if err == nil || IsLockConflict(err) || !strings.Contains(err.Error(), deadlockDetected) {
-		t.Errorf("error %v, want a deadlock after which the connection is of no more use", err)
-	}
-	if err := <-wrote; err != nil {
+	inserted := make(chan error, 1)
+	go func() {
+		inserted <- pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
+	}()
+	envtest.Until(t, 10*time.Second, func() error {
+		if db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(conn.PgConn().PID())) == 0 {
+			return errors.New("the insertion waits for no lock")
+		}
+		return nil
+	})
+	if err := write(all[chunkRows]); err != nil { // waits for the insertion
 		t.Errorf("the other one: %v", err)
+	}
+	if err := <-inserted; err == nil || IsLockConflict(err) || !strings.Contains(err.Error(), deadlockDetected) {
+		t.Errorf("error %v, want a deadlock after which the connection is of no more use", err)
 	}
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("the insertion has waited for %s, want for two chunks", took)
