@@ -62,15 +62,6 @@ func createIndexSQL(t Tables, concurrently bool) string {
 // returns one line about each. It is safe to repeat. The user creates the feedback
 // table itself.
 func Setup(ctx context.Context, cfg Config) ([]string, error) {
-	did, err := createMissing(ctx, cfg)
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == codeInsufficientPrivilege {
-		err = fmt.Errorf("%w; to go on: let the owner of the tables, or a superuser, run the statements of `dinnerbell setup --print-sql` in the sink's database, or `dinnerbell setup` itself with its own address in DINNERBELL_SINK_URL", err)
-	}
-	return did, err
-}
-
-// createMissing does the work of Setup.
-func createMissing(ctx context.Context, cfg Config) ([]string, error) {
 	conn, err := cfg.Connect(ctx, "dinnerbell setup")
 	if err != nil {
 		return nil, err

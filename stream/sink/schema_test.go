@@ -56,7 +56,7 @@ func TestSetupNamesWhoHasTheRights(t *testing.T) {
 	check := func(what string) {
 		t.Helper()
 		_, err := Setup(t.Context(), limited)
-		if err == nil || !strings.Contains(err.Error(), what) || strings.Count(err.Error(), "run the statements of `dinnerbell setup --print-sql`") != 1 {
+		if err == nil || !strings.Contains(err.Error(), what) || strings.Count(err.Error(), "or let somebody with these rights run what `dinnerbell setup --print-sql` prints") != 1 {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
