@@ -351,7 +351,11 @@ func explainSinkError(text string, site Site) (what, mend string) {
 	case strings.Contains(lower, "postgres") || strings.Contains(lower, "sqlstate") || strings.Contains(lower, "sink") || containsAny(text, site.Sink):
 		return sinkProblem + site.Sink + " does not answer as it should; campaigns wait" + reasonSuffix(cause), composeRemedy(remedy, "start Postgres at "+site.Sink)
 	}
-	return "campaigns wait" + reasonSuffix(text), "`dinnerbell doctor` names the cause"
+	mend = "`dinnerbell doctor` names the cause"
+	if remedy != "" {
+		mend = composeRemedy(remedy, "")
+	}
+	return "campaigns wait" + reasonSuffix(cause), mend
 }
 
 // containsAny reports whether a text names one of the addresses.

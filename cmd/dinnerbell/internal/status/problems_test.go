@@ -85,6 +85,18 @@ func TestWaitingMirrorNamesItsRemedy(t *testing.T) {
 	}
 }
 
+// A lane's error that names no server keeps its remedy apart from what happened.
+func TestLaneErrorHasItsOwnRemedy(t *testing.T) {
+	t.Parallel()
+	what, mend := explainSinkError("takeover: the table x.outbox is missing (to mend: put x.outbox back (all of it), or see `dinnerbell resolve`)", testSite)
+	if what != "campaigns wait: takeover: the table x.outbox is missing" || !strings.Contains(mend, "put x.outbox back (all of it), or see `dinnerbell resolve`") {
+		t.Errorf("%s: %s", what, mend)
+	}
+	if _, mend = explainSinkError("takeover: no remedy", testSite); mend != "`dinnerbell doctor` names the cause" {
+		t.Error(mend)
+	}
+}
+
 // Every problem has its remedy taken apart: statements, advice or both.
 func TestProblemsHaveStatementsOrAdvice(t *testing.T) {
 	t.Parallel()
