@@ -11,12 +11,15 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 )
 
@@ -103,12 +106,41 @@ func (l *lane) run(ctx context.Context) error {
 		} else {
 			l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "again_in", delay.Round(time.Millisecond))
 		}
-		select {
-		case <-time.After(delay):
-		case <-ctx.Done():
+		if !l.pause(ctx, delay, err) {
 			return nil
 		}
 	}
+}
+
+// pause waits before the next session and reports whether there is one. A replay that waits
+// for a session gets the right that this lane lacks: no session begins before somebody has
+// granted it.
+func (l *lane) pause(ctx context.Context, delay time.Duration, err error) bool {
+	replays := l.replays
+	if !lacksRight(err) {
+		replays = nil
+	}
+	over := time.NewTimer(delay)
+	defer over.Stop()
+	for {
+		select {
+		case r := <-replays:
+			r.result <- err
+		case <-over.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// lacksRight reports whether a session has failed because of a precondition that does not
+// hold, or of a request that Postgres or Kafka has refused for want of a right.
+func lacksRight(err error) bool {
+	if _, unmet := errors.AsType[*precondition.UnmetError](err); unmet {
+		return true
+	}
+	return sink.IsDenied(err) || errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.GroupAuthorizationFailed) || errors.Is(err, kerr.TransactionalIDAuthorizationFailed)
 }
 
 // isRenewal reports whether a session has ended because the local subscriptions were

@@ -142,7 +142,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 	name := r.svc.cfg.Kafka.Campaigns
 	after, err := kadm.NewClient(r.client).ListOffsetsAfterMilli(ctx, sent, name)
 	if err != nil {
-		return fmt.Errorf("list offsets of topic %s: %w", name, err)
+		return r.explainUnlisted(err)
 	}
 	for _, rg := range r.ranges {
 		from := rg.until // a single lane's range is read completely already

@@ -173,6 +173,9 @@ func (r *replay) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := found.Topics[cfg.Kafka.Campaigns].Err; err != nil {
+		return cfg.Kafka.ExplainUndescribed(err, r.client, "Read", cfg.Kafka.Campaigns)
+	}
 	look, err := sink.ReadCatalogue(ctx, r.reader, cfg.Sink.Tables())
 	if err != nil {
 		return err
@@ -299,7 +302,7 @@ func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
 	for i := range r.ranges {
 		rg := &r.ranges[i]
 		if err := f.resolveRange(rg, req); err != nil {
-			return err
+			return r.explainUnread(err)
 		}
 		r.report.Lanes = append(r.report.Lanes, ReplayLane{Partition: rg.lane, From: rg.from, Until: rg.until})
 	}
@@ -317,19 +320,29 @@ func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f requeste
 	f.topic = r.svc.cfg.Kafka.Campaigns
 	adm := kadm.NewClient(r.client)
 	if f.starts, err = adm.ListStartOffsets(ctx, f.topic); err != nil {
-		return f, fmt.Errorf("list offsets of topic %s: %w", f.topic, err)
+		return f, r.explainUnlisted(err)
 	}
 	if !req.From.Time.IsZero() {
 		if f.from, err = adm.ListOffsetsAfterMilli(ctx, req.From.Time.UnixMilli(), f.topic); err != nil {
-			return f, fmt.Errorf("list offsets of topic %s: %w", f.topic, err)
+			return f, r.explainUnlisted(err)
 		}
 	}
 	if !req.Until.IsZero() {
 		if f.until, err = adm.ListOffsetsAfterMilli(ctx, req.Until.UnixMilli(), f.topic); err != nil {
-			return f, fmt.Errorf("list offsets of topic %s: %w", f.topic, err)
+			return f, r.explainUnlisted(err)
 		}
 	}
 	return f, nil
+}
+
+// explainUnlisted returns the error of a request for offsets of the campaigns topic.
+func (r *replay) explainUnlisted(err error) error {
+	return fmt.Errorf("list offsets of topic %s: %w", r.svc.cfg.Kafka.Campaigns, r.explainUnread(err))
+}
+
+// explainUnread adds to an error about the campaigns topic what grants the right to read it.
+func (r *replay) explainUnread(err error) error {
+	return r.svc.cfg.Kafka.ExplainDenied(err, r.client, "Read", r.svc.cfg.Kafka.Campaigns)
 }
 
 // offsetOf returns a partition's offset in a list, or the error why the list has no such
@@ -394,7 +407,7 @@ func (r *replay) readOffsets(ctx context.Context, lane int32, from, until int64,
 		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", name, lane, err)
 	}
 	if err != nil {
-		return fmt.Errorf("read %s/%d: %w", name, lane, err)
+		return fmt.Errorf("read %s/%d: %w", name, lane, r.explainUnread(err))
 	}
 	return nil
 }

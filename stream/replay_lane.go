@@ -64,12 +64,12 @@ func (l *laneReplay) run(ctx context.Context) error {
 		select {
 		case lane.replays <- l:
 		case <-l.handle.done:
-			return errors.New("the lane was stopped here, it was halted or given to another daemon; see `dinnerbell status`, then run this again")
+			return lane.replayStopped()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		err := <-l.result
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || lacksRight(err) {
 			return err
 		}
 		if l.next > before {
@@ -86,6 +86,16 @@ func (l *laneReplay) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// replayStopped returns the error of a replay whose lane has no session any more.
+func (l *lane) replayStopped() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.status.Halted != nil {
+		return fmt.Errorf("%w; then run this again", l.status.Halted)
+	}
+	return errors.New("the lane was stopped here, it was given to another daemon; see `dinnerbell status`, then run this again")
 }
 
 // replayer runs the replays of a lane in one session.

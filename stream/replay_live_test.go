@@ -2,11 +2,13 @@ package stream
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/takeover"
 )
 
 // decided waits until so many notifications are decided.
@@ -103,4 +105,34 @@ func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	if d.sched.byKey[again.Key()] == again {
 		t.Error("a newer version has not")
 	}
+}
+
+// A replay does not wait for a lane whose session cannot begin before somebody mends a
+// precondition: it ends with what is to be mended.
+func TestReplayNamesTheUnmetPrecondition(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
+	w.expect(map[string][]string{"c": w.subs["r1"]})
+	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
+	w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'dinnerbell % lane 0 %'`)
+	w.produce(0, encodeCampaign(w.campaign("next", "r1"))) // its step finds the connection closed
+	envtest.Until(t, patience, func() error {
+		if lanes := svc.Status().Lanes; len(lanes) != 1 || !strings.Contains(lanes[0].LastError, "cleanup.policy") {
+			return fmt.Errorf("lanes %+v", lanes)
+		}
+		return nil
+	})
+	began := time.Now()
+	r, err := svc.Replay(t.Context(), ReplayRequest{}, nil)
+	if err != nil || len(r.Lanes) != 1 || !strings.Contains(r.Lanes[0].NotCovered, "--add-config cleanup.policy=compact") {
+		t.Errorf("replay: %+v, %v", r, err)
+	}
+	if took := time.Since(began); took > takeover.UnmetPatience/2 {
+		t.Errorf("the replay has waited for %s", took)
+	}
+	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "compact")
+	w.awaitReady(svc)
+	w.replayAll(svc, ReplayRequest{})
 }

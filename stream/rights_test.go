@@ -78,7 +78,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		{"consumer group " + k.Group, "Read", func() { allow(t, adm, kadm.NewACLs().Groups(k.Group), kadm.OpRead, kadm.OpDescribe) }},
 	}
 	for _, step := range steps {
-		_, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSetup)
+		_, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSession)
 		halt, ok := errors.AsType[*halt.Error](err)
 		if !ok || !strings.HasPrefix(halt.What, step.object+": User:bell lacks the right "+step.operation) ||
 			!strings.Contains(halt.Hint, "kafka-acls.sh") || !strings.Contains(halt.Hint, "--allow-principal User:bell --operation "+step.operation) {
@@ -96,6 +96,25 @@ func TestMissingRightsAreNamed(t *testing.T) {
 	defer cancel()
 	if err := svc.Run(ctx); err == nil || !strings.Contains(err.Error(), "transactional id "+k.Group+"-0: User:bell lacks the right Write") {
 		t.Errorf("without the right on the transactional id: %v", err)
+	}
+}
+
+// `setup` may have a user of its own: it needs to see the topics, and no right of `run`.
+func TestSetupNeedsNoRightOfRun(t *testing.T) {
+	t.Parallel()
+	if envtest.RealKafka() {
+		t.Skip("it has a broker of its own")
+	}
+	w, adm := newRestrictedDeployment(t)
+	k := w.cfg.Kafka
+	if _, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSetup); err == nil || !strings.Contains(err.Error(), "--allow-principal User:bell --operation Describe --topic ") {
+		t.Errorf("without a right: %v", err)
+	}
+	allow(t, adm, kadm.NewACLs().Topics(k.Campaigns, k.Notifications, k.DeadLetters, k.Progress), kadm.OpDescribe)
+	for _, moment := range []precondition.Moment{precondition.AtSetup, precondition.AfterSetup} {
+		if warnings, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, moment); err != nil || strings.Contains(strings.Join(warnings, " "), "--operation Read") {
+			t.Errorf("at moment %d: %q, %v", moment, warnings, err)
+		}
 	}
 }
 

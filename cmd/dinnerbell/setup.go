@@ -92,10 +92,10 @@ func checkSource(ctx context.Context, cfg cdc.Config) error {
 	return err
 }
 
-// checkStream makes the checks that the start of `run` makes. Warnings are
-// messages.
+// checkStream makes the checks that the start of `run` makes, but those of its rights in
+// Kafka: the user may be another one. Warnings are messages.
 func checkStream(ctx context.Context, a *invocation, cfg takeover.Config) error {
-	warnings, err := takeover.CheckPreconditions(ctx, cfg, precondition.AtStart)
+	warnings, err := takeover.CheckPreconditions(ctx, cfg, precondition.AfterSetup)
 	for _, line := range warnings {
 		if _, err := fmt.Fprintln(a.messages, line); err != nil {
 			return fmt.Errorf("write warning: %w", err)

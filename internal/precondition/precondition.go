@@ -68,6 +68,13 @@ const (
 	// will hurt later, and for facts that cost too much for a start.
 	AtDoctor
 
+	// afterSetup tells AfterSetup from AtStart.
+	afterSetup
+
+	// AfterSetup: when `setup` has created everything. It makes the checks of AtStart,
+	// under a user that need not be that of `run`.
+	AfterSetup = AtStart | afterSetup
+
 	// Always is the set of the first three.
 	Always = AtSetup | AtStart | AtSession
 	// Everything is the set of all moments: what `doctor` checks.

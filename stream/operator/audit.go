@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/precondition"
@@ -62,7 +63,7 @@ func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 		return nil, err
 	}
 	a.table = found.Feedback
-	if a.ids, _, err = topic.ReadIDs(ctx, client, cfg.Kafka); err != nil {
+	if a.ids, _, err = topic.ReadIDs(ctx, client, cfg.Kafka, "Read"); err != nil {
 		return nil, err
 	}
 	lanes, err := a.t.ReadLaneOffsets(ctx, conn, a.ids.Cluster, a.ids.Campaigns)
@@ -137,6 +138,9 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 		var k int64
 		if k, err = topic.ReadProgress(ctx, &fetch.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.ProgressID, Partition: lane}); err == nil {
 			return k, nil
+		}
+		if errors.Is(err, kerr.TopicAuthorizationFailed) {
+			return 0, topic.NameBrokers(a.client, a.explainUnread(err, a.cfg.Kafka.Progress))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -248,22 +252,22 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 	adm := kadm.NewClient(a.client)
 	starts, err := adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), a.cfg.Kafka.Notifications)
 	if err != nil {
-		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, err))
+		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, a.explainUnread(err, a.cfg.Kafka.Notifications)))
 	}
 	ends, err := adm.ListCommittedOffsets(ctx, a.cfg.Kafka.Notifications)
 	if err != nil {
-		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, err))
+		return topic.NameBrokers(a.client, fmt.Errorf("list offsets of topic %s: %w", a.cfg.Kafka.Notifications, a.explainUnread(err, a.cfg.Kafka.Notifications)))
 	}
 	details, err := adm.ListTopics(ctx, a.cfg.Kafka.Notifications)
 	if err != nil {
-		return topic.NameBrokers(a.client, fmt.Errorf("describe topic %s: %w", a.cfg.Kafka.Notifications, err))
+		return a.cfg.Kafka.ExplainUndescribed(err, a.client, "Read", a.cfg.Kafka.Notifications)
 	}
 	id := details[a.cfg.Kafka.Notifications].ID
 	var failed error
 	starts.Each(func(o kadm.ListedOffset) {
 		end, ok := ends.Lookup(o.Topic, o.Partition)
 		if err := errors.Join(failed, o.Err, end.Err); err != nil || !ok {
-			failed = err
+			failed = topic.NameBrokers(a.client, a.explainUnread(err, o.Topic))
 			return
 		}
 		p := fetch.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: o.Topic, TopicID: id, Partition: o.Partition}
@@ -273,7 +277,12 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 			}
 			return nil
 		})
-		failed = topic.NameBrokers(a.client, a.cfg.Kafka.ExplainDenied(failed, a.client, "Read", o.Topic))
+		failed = topic.NameBrokers(a.client, a.explainUnread(failed, o.Topic))
 	})
 	return failed
+}
+
+// explainUnread adds to an error about a topic that may not be read what grants the right.
+func (a *auditor) explainUnread(err error, topic string) error {
+	return a.cfg.Kafka.ExplainDenied(err, a.client, "Read", topic)
 }

@@ -114,15 +114,15 @@ func (t *letterTopic) close() { topic.CloseClient(t.client, t.log, -1) }
 // eachLetter is ReadDeadLetters.
 func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn func(*DeadLetter) error) error {
 	name := t.cfg.DeadLetters
-	adm := kadm.NewClient(t.client)
-	details, err := adm.ListTopics(ctx, name)
+	details, err := topic.DescribeTopics(ctx, t.client, name)
 	if err != nil {
-		return topic.NameBrokers(t.client, fmt.Errorf("describe topic %s: %w", name, err))
+		return err
 	}
 	detail := details[name]
 	if detail.Err != nil {
-		return topic.NameBrokers(t.client, fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err))
+		return t.cfg.ExplainUndescribed(detail.Err, t.client, "Read", name)
 	}
+	adm := kadm.NewClient(t.client)
 	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
 		list := adm.ListStartOffsets
 		if !filter.Since.IsZero() {
@@ -132,11 +132,11 @@ func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn fu
 		}
 		start, err := fetch.ListOffset(ctx, name, p, list)
 		if err != nil {
-			return topic.NameBrokers(t.client, err)
+			return topic.NameBrokers(t.client, t.cfg.ExplainDenied(err, t.client, "Read", name))
 		}
 		end, err := fetch.ListOffset(ctx, name, p, adm.ListCommittedOffsets)
 		if err != nil {
-			return topic.NameBrokers(t.client, err)
+			return topic.NameBrokers(t.client, t.cfg.ExplainDenied(err, t.client, "Read", name))
 		}
 		r := fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
 		var failed error // of fn, which asks no broker

@@ -116,11 +116,8 @@ func (t *topicSearch) readMetadata(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.limits.Time)
 	defer cancel()
 	t.adm = kadm.NewClient(t.client)
-	t.topics, err = t.adm.ListTopics(ctx, t.cfg.Campaigns, t.cfg.Notifications, t.cfg.DeadLetters, t.cfg.Progress)
-	if err != nil {
-		return fmt.Errorf("read kafka metadata: %w", err)
-	}
-	return nil
+	t.topics, err = topic.DescribeTopics(ctx, t.client, t.cfg.Campaigns, t.cfg.Notifications, t.cfg.DeadLetters, t.cfg.Progress)
+	return err
 }
 
 // bounded runs a search within the time of one topic.
@@ -138,7 +135,7 @@ func (t *topicSearch) bounded(ctx context.Context, search func(context.Context) 
 func (t *topicSearch) partitions(name string) ([]int32, error) {
 	detail := t.topics[name]
 	if detail.Err != nil {
-		return nil, fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err)
+		return nil, t.cfg.ExplainUndescribed(detail.Err, t.client, "Read", name)
 	}
 	return slices.Sorted(maps.Keys(detail.Partitions)), nil
 }
@@ -151,10 +148,10 @@ func (t *topicSearch) reader(name string, partition int32) *fetch.PartitionReade
 func (t *topicSearch) committedRange(ctx context.Context, name string, partition int32) (start, end int64, err error) {
 	first, err := fetch.ListOffset(ctx, name, partition, t.adm.ListStartOffsets)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, t.cfg.ExplainDenied(err, t.client, "Read", name)
 	}
 	last, err := fetch.ListOffset(ctx, name, partition, t.adm.ListCommittedOffsets)
-	return first.Offset, last.Offset, err
+	return first.Offset, last.Offset, t.cfg.ExplainDenied(err, t.client, "Read", name)
 }
 
 // scan reads [from, to) until fn returns errEnough or the bytes are used up. It returns
@@ -245,7 +242,7 @@ func (t *topicSearch) findKey(ctx context.Context, partition int32, key string, 
 			return t.adm.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topics...)
 		})
 		if err != nil || o.Offset < 0 {
-			return end, err
+			return end, t.cfg.ExplainDenied(err, t.client, "Read", name)
 		}
 		return min(max(o.Offset, start), end), nil
 	}

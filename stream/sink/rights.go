@@ -56,12 +56,17 @@ WHERE n.nspname = $2 AND c.relname = $6 AND NOT pg_catalog.has_table_privilege(c
 		cfg.DaemonSchema, feedbackSchema, need.Own, need.Campaign, need.Feedback, cfg.Table, record.ColumnNames[:])
 }
 
+// IsDenied reports whether Postgres has refused a right.
+func IsDenied(err error) bool {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && refused.Code == codeInsufficientPrivilege
+}
+
 // ExplainDenied adds to an error with which Postgres refused a right the GRANT statements
 // for the rights that the role lacks of those that the command needs. It returns every
 // other error unchanged. The connection must not be in a transaction.
 func ExplainDenied(ctx context.Context, conn *pgx.Conn, cfg Config, need Rights, err error) error {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || pgErr.Code != codeInsufficientPrivilege {
+	if !IsDenied(err) {
 		return err
 	}
 	if _, explained := errors.AsType[*precondition.UnmetError](err); explained {
@@ -76,7 +81,7 @@ func ExplainDenied(ctx context.Context, conn *pgx.Conn, cfg Config, need Rights,
 
 // ExplainDeniedAnew is ExplainDenied over a connection of its own.
 func ExplainDeniedAnew(ctx context.Context, cfg Config, need Rights, err error) error {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != codeInsufficientPrivilege {
+	if !IsDenied(err) {
 		return err
 	}
 	conn, connectErr := cfg.Connect(ctx, "dinnerbell rights")
@@ -90,7 +95,7 @@ func ExplainDeniedAnew(ctx context.Context, cfg Config, need Rights, err error) 
 // explainSetupDenied adds to an error with which Postgres refused a statement of Setup the
 // statements that let the role run it.
 func explainSetupDenied(ctx context.Context, conn *pgx.Conn, cfg Config, err error) error {
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != codeInsufficientPrivilege {
+	if !IsDenied(err) {
 		return err
 	}
 	names := []string{}

@@ -68,13 +68,13 @@ func (c *Claim) compareSinks(ctx context.Context) error {
 	notifications := c.Config.Kafka.Notifications
 	offsets, err := kadm.NewClient(c.Client).ListEndOffsets(ctx, notifications)
 	if err != nil {
-		return fmt.Errorf("list offsets of topic %s: %w", notifications, err)
+		return fmt.Errorf("list offsets of topic %s: %w", notifications, c.Config.Kafka.ExplainDenied(err, c.Client, "Write", notifications))
 	}
 	ends := make([]int64, len(c.EndsBefore))
 	for p := range ends {
 		o, ok := offsets.Lookup(notifications, int32(p))
 		if !ok || o.Err != nil {
-			return fmt.Errorf("list offsets of %s/%d: %w", notifications, p, errors.Join(o.Err))
+			return fmt.Errorf("list offsets of %s/%d: %w", notifications, p, c.Config.Kafka.ExplainDenied(errors.Join(o.Err), c.Client, "Write", notifications))
 		}
 		ends[p] = o.Offset
 	}
@@ -159,13 +159,18 @@ func (c *Claim) ReadInputRange(ctx context.Context) (start, end int64, err error
 	adm := kadm.NewClient(c.Client)
 	first, err := fetch.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListStartOffsets)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, c.explainUnread(err, c.Config.Kafka.Campaigns)
 	}
 	last, err := fetch.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListEndOffsets)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, c.explainUnread(err, c.Config.Kafka.Campaigns)
 	}
 	return first.Offset, last.Offset, nil
+}
+
+// explainUnread adds to an error about a topic that may not be read what grants the right.
+func (c *Claim) explainUnread(err error, topic string) error {
+	return c.Config.Kafka.ExplainDenied(err, c.Client, "Read", topic)
 }
 
 // CheckSinks makes the checks of a TAKEOVER on the two sinks. It returns the first

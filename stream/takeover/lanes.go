@@ -22,7 +22,7 @@ func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 		return err
 	}
 	defer client.Close()
-	ids, topics, err := topic.ReadIDs(ctx, client, cfg.Kafka)
+	ids, topics, err := topic.ReadIDs(ctx, client, cfg.Kafka, "Write")
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 		}
 		offsets, err := startOffsets(ctx, kadm.NewClient(client), cfg.Kafka.Campaigns, start)
 		if err != nil {
-			return err
+			return cfg.Kafka.ExplainDenied(err, client, "Read", cfg.Kafka.Campaigns)
 		}
 		for _, p := range partitions {
 			if slices.Contains(have, p) {

@@ -289,7 +289,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
 	}
 	if err != nil {
-		return err
+		return c.explainUnread(err, c.Config.Kafka.Progress)
 	}
 	c.Shipped = k
 	return nil

@@ -1,6 +1,7 @@
 package topic
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,14 +73,9 @@ func ReadCluster(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster,
 
 // readMetadata reads the metadata alone.
 func readMetadata(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster, error) {
-	adm := kadm.NewClient(client)
-	ctx = kadm.WithAuthorizedOps(ctx)
-	meta, err := adm.Metadata(ctx, cfg.allTopics()...)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) { // of one of them: the error does not name it
-		meta, err = readMetadataOneByOne(ctx, adm, cfg.allTopics())
-	}
+	meta, err := readMetadataOf(kadm.WithAuthorizedOps(ctx), client, cfg.allTopics())
 	if err != nil {
-		return nil, metadataError(client, err)
+		return nil, err
 	}
 	c := &Cluster{ID: meta.Cluster, Topics: meta.Topics, brokers: meta.Brokers}
 	if len(meta.Brokers) > 0 {
@@ -173,15 +169,38 @@ func (c *Cluster) IDs(cfg Config) IDs {
 	}
 }
 
-// ReadIDs reads the ids and the topics' metadata, without the settings.
-func ReadIDs(ctx context.Context, client *kgo.Client, cfg Config) (IDs, kadm.TopicDetails, error) {
-	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
-	if err != nil {
-		return IDs{}, nil, metadataError(client, err)
+// readMetadataOf reads the metadata of topics. A topic that is missing or may not be
+// described carries its error.
+func readMetadataOf(ctx context.Context, client *kgo.Client, topics []string) (kadm.Metadata, error) {
+	adm := kadm.NewClient(client)
+	meta, err := adm.Metadata(ctx, topics...)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) { // of one of them: the error does not name it
+		meta, err = readMetadataOneByOne(ctx, adm, topics)
 	}
+	if err != nil {
+		return meta, metadataError(client, err)
+	}
+	return meta, nil
+}
+
+// DescribeTopics returns the metadata of topics. A topic that is missing or may not be
+// described carries its error.
+func DescribeTopics(ctx context.Context, client *kgo.Client, topics ...string) (kadm.TopicDetails, error) {
+	meta, err := readMetadataOf(ctx, client, topics)
+	return meta.Topics, err
+}
+
+// ReadIDs reads the ids and the topics' metadata, without the settings. The operation is
+// what the caller does with the notifications topic.
+func ReadIDs(ctx context.Context, client *kgo.Client, cfg Config, operation string) (IDs, kadm.TopicDetails, error) {
+	meta, err := readMetadataOf(ctx, client, []string{cfg.Campaigns, cfg.Notifications, cfg.Progress})
+	if err != nil {
+		return IDs{}, nil, err
+	}
+	operations := map[string]string{cfg.Notifications: operation}
 	for _, topic := range slices.Sorted(maps.Keys(meta.Topics)) {
 		if err := meta.Topics[topic].Err; err != nil {
-			return IDs{}, nil, NameBrokers(client, fmt.Errorf("topic %s: %w; `dinnerbell setup` creates topics that are missing", topic, err))
+			return IDs{}, nil, cfg.ExplainUndescribed(err, client, cmp.Or(operations[topic], "Read"), topic)
 		}
 	}
 	return (&Cluster{ID: meta.Cluster, Topics: meta.Topics}).IDs(cfg), meta.Topics, nil

@@ -30,8 +30,12 @@ func (f *Facts) missingRight(object, operation, effect string, on resource) prec
 
 // checkRights compares the operations that the brokers allow on the topics, which come
 // with the metadata (KIP-430), with those that a lane needs. A broker that does not
-// report them, or allows everything, has no finding.
+// report them, or allows everything, has no finding. `setup` may have a user of its own,
+// who need not have the rights of a lane.
 func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	if f.isSetup() {
+		return f.checkSetupRights(), nil
+	}
 	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct {
@@ -57,8 +61,27 @@ func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	return found, nil
 }
 
+// isSetup reports whether `setup` makes the checks.
+func (f *Facts) isSetup() bool {
+	return f.Moment == precondition.AtSetup || f.Moment == precondition.AfterSetup
+}
+
+// checkSetupRights requires that `setup` may see the topics. The brokers report no other
+// right of a topic that is missing.
+func (f *Facts) checkSetupRights() (found []precondition.Finding) {
+	for _, topic := range f.Config.allTopics() {
+		if errors.Is(f.Cluster.Topics[topic].Err, kerr.TopicAuthorizationFailed) {
+			found = append(found, f.missingRight("topic "+topic, "Describe", "setup does not know whether it exists", onTopics(topic)))
+		}
+	}
+	return found
+}
+
 // checkGroupRight requires the right on the consumer group, which assigns the lanes.
 func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	if f.isSetup() {
+		return nil, nil
+	}
 	group := f.Config.Group
 	described, err := f.Admin.DescribeGroups(ctx, group)
 	d := described[group]
@@ -95,6 +118,15 @@ func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic st
 	seeds, _ := client.OptValue(kgo.SeedBrokers).([]string)
 	f := Facts{Config: c.WithDefaults(), Cluster: &Cluster{Bootstrap: strings.Join(seeds, ",")}}
 	return fmt.Errorf("%w: %s", err, f.missingRight("topic "+topic, operation, "", onTopics(topic)))
+}
+
+// ExplainUndescribed returns the error of a topic that cannot be described: a right that is
+// missing, which the operation of the caller needs, or a topic that `setup` creates.
+func (c Config) ExplainUndescribed(err error, client *kgo.Client, operation, topic string) error {
+	if errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return NameBrokers(client, fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", topic, err))
+	}
+	return NameBrokers(client, fmt.Errorf("describe topic %s: %w", topic, c.ExplainDenied(err, client, operation, topic)))
 }
 
 // checkInternalTopics requires as many brokers as the internal topics get replicas.

@@ -23,7 +23,7 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 		return nil, err
 	}
 	defer client.Close()
-	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg}
+	s := topicSetup{client: client, adm: kadm.NewClient(client), cfg: cfg}
 	for _, step := range []func(context.Context) error{s.setUpCampaigns, s.setUpOutputs, s.setUpProgress} {
 		if err := step(ctx); err != nil {
 			return s.report, NameBrokers(client, err)
@@ -37,10 +37,16 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 const createdPollInterval = 100 * time.Millisecond
 
 type topicSetup struct {
+	client *kgo.Client
 	adm    *kadm.Client
 	cfg    Config
 	lanes  int32
 	report []string
+}
+
+// explainDenied adds what grants the right that a refused request needs.
+func (s *topicSetup) explainDenied(err error, operation, topic string) error {
+	return s.cfg.ExplainDenied(err, s.client, operation, topic)
 }
 
 func (s *topicSetup) setUpCampaigns(ctx context.Context) error {
@@ -97,7 +103,7 @@ func (s *topicSetup) setUpProgress(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, err)
+		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, s.explainDenied(err, "Alter", s.cfg.Progress))
 	}
 	s.report = append(s.report, fmt.Sprintf("topic %s: grown from %d to %d partitions", s.cfg.Progress, have, s.lanes))
 	return nil
@@ -124,7 +130,7 @@ func (s *topicSetup) compactUntouched(ctx context.Context) error {
 		err = resp[0].Err
 	}
 	if err != nil {
-		return fmt.Errorf("set cleanup.policy=compact of topic %s: %w", s.cfg.Progress, err)
+		return fmt.Errorf("set cleanup.policy=compact of topic %s: %w", s.cfg.Progress, s.explainDenied(err, "AlterConfigs", s.cfg.Progress))
 	}
 	s.report = append(s.report, fmt.Sprintf("topic %s: cleanup.policy set to compact; it was empty and had the broker's default", s.cfg.Progress))
 	return nil
@@ -136,7 +142,7 @@ func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions i
 	// A client without the right to create topics may have them already.
 	there, err := s.adm.ListTopics(ctx, topic)
 	if err != nil {
-		return fmt.Errorf("look for topic %s: %w", topic, err)
+		return fmt.Errorf("look for topic %s: %w", topic, s.explainDenied(err, "Describe", topic))
 	}
 	if there[topic].Err == nil && len(there[topic].Partitions) > 0 {
 		s.report = append(s.report, fmt.Sprintf("topic %s: there already", topic))
@@ -147,7 +153,7 @@ func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions i
 	case errors.Is(err, kerr.TopicAlreadyExists):
 		s.report = append(s.report, fmt.Sprintf("topic %s: there already", topic))
 	case err != nil:
-		return fmt.Errorf("create topic %s: %w", topic, err)
+		return fmt.Errorf("create topic %s: %w", topic, s.explainDenied(err, "Create", topic))
 	default:
 		s.report = append(s.report, fmt.Sprintf("topic %s: created", topic))
 		_, err = s.countPartitions(ctx, topic)
@@ -183,7 +189,7 @@ func (s *topicSetup) countPartitions(ctx context.Context, topic string) (int32, 
 		return int32(len(details[topic].Partitions)), err
 	}, backoff.WithBackOff(backoff.NewConstantBackOff(createdPollInterval)), backoff.WithMaxElapsedTime(10*time.Second))
 	if err != nil {
-		return 0, fmt.Errorf("describe topic %s: %w", topic, err)
+		return 0, fmt.Errorf("describe topic %s: %w", topic, s.explainDenied(err, "Describe", topic))
 	}
 	return n, nil
 }
