@@ -76,7 +76,7 @@ test-long: ## the tests that take minutes or gigabytes, alone
 	TEST_LONG=1 go test -count=1 $(TESTFLAGS) -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
 
 test-secure: ## logins, certificates, rights and rotation on a secured Apache Kafka and Postgres: UPDATE=1 writes the tables of docs/security.md, FULL=1 adds replay and preview without each right of Postgres (minutes)
-	@scripts/install-tools.sh go java postgres
+	@scripts/install-tools.sh go java postgres kcat python
 	@scripts/kafka.sh install >/dev/null
 	UPDATE=$(UPDATE) FULL=$(FULL) TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 15m -run '^TestSecure' $(GOTESTFLAGS) ./internal/e2e
 

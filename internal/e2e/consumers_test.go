@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,16 +63,33 @@ func TestPythonConsumerReadsNotifications(t *testing.T) {
 	if !envtest.RealKafka() {
 		t.Skip("fetches a library: make test-kafka")
 	}
-	dir := filepath.Join(envtest.Root(t), ".cache", "python-"+strings.ReplaceAll(confluentKafka, "==", "-"))
-	python := filepath.Join(dir, "bin", "python")
-	if err := exec.Command(python, "-c", "import confluent_kafka").Run(); err != nil {
-		for _, args := range [][]string{{"python3", "-m", "venv", dir}, {python, "-m", "pip", "install", "-q", "--disable-pip-version-check", confluentKafka}} {
-			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %v\n%s", args, err, out)
-			}
-		}
+	python, err := confluentPython(t)
+	if err != nil {
+		t.Fatal(err)
 	}
 	checkConsumer(t, python, writeExample(t, envtest.Dir(t), "python", "push.py"))
+}
+
+// confluentInstall lets one test at a time install the library.
+var confluentInstall sync.Mutex
+
+// confluentPython returns the path of a Python that has confluent-kafka, in an environment
+// of its own in .cache, which it makes on first use.
+func confluentPython(t *testing.T) (python string, err error) {
+	t.Helper()
+	confluentInstall.Lock()
+	defer confluentInstall.Unlock()
+	dir := filepath.Join(envtest.Root(t), ".cache", "python-"+strings.ReplaceAll(confluentKafka, "==", "-"))
+	python = filepath.Join(dir, "bin", "python")
+	if exec.Command(python, "-c", "import confluent_kafka").Run() == nil {
+		return python, nil
+	}
+	for _, args := range [][]string{{"python3", "-m", "venv", dir}, {python, "-m", "pip", "install", "-q", "--disable-pip-version-check", confluentKafka}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%v: %w\n%s", args, err, out)
+		}
+	}
+	return python, nil
 }
 
 // writeExample writes the one block of a language of the page into a file.

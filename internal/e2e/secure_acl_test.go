@@ -68,7 +68,7 @@ func documentedACLs(d *deployment) (all []documentedACL) {
 func (a documentedACL) nameIn(d *deployment) string {
 	return map[string]string{
 		"campaigns": d.topicName("campaigns"), "notifications": d.topicName("notifications"), "campaigns.dead": d.topicName("dead"), "dinnerbell.progress": d.topicName("progress"),
-		"dinnerbell": d.name, "dinnerbell-": d.name + "-",
+		"dinnerbell": d.name, "dinnerbell-": d.name + "-", "push": d.name + "-push",
 	}[a.name]
 }
 

@@ -2,30 +2,36 @@ package e2e
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+
+	"github.com/youmark/pkcs8"
 )
 
 // rotation is a daemon whose secrets change while it delivers.
 type rotation struct {
 	*deployment
 
-	role string
-	ca   string // files that the configuration names; the test replaces them
-	load map[string]string
+	mechanism mechanism
+	role      string
+	ca        string // files that the configuration names; the test replaces them
+	load      map[string]string
 }
 
 // newRotation makes a deployment under the documented rights, with authorities in a file
 // of its own.
 func (s *securedServers) newRotation(t *testing.T, m mechanism) *rotation {
 	t.Helper()
-	r := &rotation{deployment: s.newDeployment(t)}
+	r := &rotation{deployment: s.newDeployment(t), mechanism: m}
 	r.addSubscriptions(4, 50)
 	r.setup(1)
 	s.grantDocumented(r.deployment, "run", "beside these")
@@ -35,7 +41,6 @@ func (s *securedServers) newRotation(t *testing.T, m mechanism) *rotation {
 	}
 	r.role, r.ca = u.User.Username(), s.file(r.name+"-ca.pem")
 	envtest.ReplaceFile(t, r.ca, readFile(t, s.ca.File))
-	r.setConfig("kafka", with(s.kafkaSettings(r.deployment, m), "tls", map[string]any{"ca": r.ca}))
 	return r
 }
 
@@ -60,77 +65,151 @@ func (r *rotation) awaitProgress(step string) {
 	r.Logf("%s: delivers", step)
 }
 
-// checkRotation replaces each secret and each certificate while two daemons deliver, one
-// by passwords and one by certificates. Nothing is lost or doubled.
+// rotations are three daemons, with the files of their secrets.
+type rotations struct {
+	servers                        *securedServers
+	passwords, certificates, plain *rotation
+	word, login, plainLogin        string // passwords of Postgres, of SCRAM and of PLAIN
+	own, client, phrase            string // certificates for Postgres and Kafka, and the password of Kafka's key
+}
+
+func (r *rotations) all() []*rotation { return []*rotation{r.passwords, r.certificates, r.plain} }
+
+// newRotations makes one daemon with passwords, one with certificates, and one with the
+// mechanism PLAIN.
+func (s *securedServers) newRotations(t *testing.T) *rotations {
+	t.Helper()
+	r := &rotations{
+		servers: s, passwords: s.newRotation(t, mechanisms[2]), certificates: s.newRotation(t, mechanisms[3]), plain: s.newRotation(t, mechanisms[0]),
+		word: s.file("postgres-password"), login: s.file("kafka-password"), plainLogin: s.file("plain-password"),
+		own: s.file("own"), client: s.file("rotated"), phrase: s.file("key-password"),
+	}
+	envtest.ReplaceFile(t, r.word, []byte("first word\n"))
+	for login, daemon := range map[string]*rotation{r.login: r.passwords, r.plainLogin: r.plain} {
+		envtest.ReplaceFile(t, login, []byte(secret+"\n"))
+		daemon.db.Exec(`ALTER ROLE ` + daemon.role + ` PASSWORD 'first word'`)
+		daemon.setConfig("kafka", with(with(s.kafkaSettings(daemon.deployment, daemon.mechanism), "tls", map[string]any{"ca": daemon.ca}), "sasl", map[string]any{"password": "${file:" + login + "}"}))
+		daemon.setConfig("source", map[string]any{
+			"url": address(t, daemon.db.URL, url.User(daemon.role), "sslmode=verify-full", "sslrootcert="+daemon.ca), "slot": daemon.name, "password_command": []string{"cat", r.word},
+		})
+	}
+	c := r.certificates
+	c.db.Exec(`GRANT certified TO ` + c.role)
+	r.issue(s.ca, "first phrase")
+	c.setConfig("kafka", with(s.kafkaSettings(c.deployment, c.mechanism), "tls", map[string]any{"ca": c.ca, "cert": r.client + ".pem", "key": r.client + ".key", "key_password": "${file:" + r.phrase + "}"}))
+	c.setConfig("source", map[string]any{
+		"url": address(t, c.db.URL, url.User(c.role), "sslmode=verify-full", "sslrootcert="+c.ca, "sslcert="+r.own+".pem", "sslkey="+r.own+".key"), "slot": c.name,
+	})
+	return r
+}
+
+// issue gives the daemon with certificates new ones. Its key for Kafka is encrypted.
+func (r *rotations) issue(a *envtest.Authority, phrase string) {
+	c := r.certificates
+	c.Helper()
+	a.Issue(c, r.own, envtest.Leaf{Name: c.role})
+	_, plain := a.Issue(c, r.client+"-next", envtest.Leaf{Name: principal})
+	block, _ := pem.Decode(readFile(c.T, plain))
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		c.Fatal(err)
+	}
+	der, err := pkcs8.MarshalPrivateKey(key, []byte(phrase), nil)
+	if err != nil {
+		c.Fatal(err)
+	}
+	envtest.ReplaceFile(c, r.phrase, []byte(phrase+"\n"))
+	envtest.ReplaceFile(c, r.client+".key", pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}))
+	envtest.ReplaceFile(c, r.client+".pem", readFile(c.T, r.client+"-next.pem"))
+}
+
+// checkRotation replaces each secret and each certificate while three daemons deliver.
+// Nothing is lost or doubled.
 func (s *securedServers) checkRotation(t *testing.T) {
-	passwords, certificates := s.newRotation(t, mechanisms[2]), s.newRotation(t, mechanisms[3])
-
-	word, login := s.file("postgres-password"), s.file("kafka-password")
-	envtest.ReplaceFile(t, word, []byte("first word\n"))
-	envtest.ReplaceFile(t, login, []byte(secret+"\n"))
-	passwords.db.Exec(`ALTER ROLE ` + passwords.role + ` PASSWORD 'first word'`)
-	passwords.setConfig("kafka", with(with(s.kafkaSettings(passwords.deployment, mechanisms[2]), "tls", map[string]any{"ca": passwords.ca}), "sasl", map[string]any{"password": "${file:" + login + "}"}))
-	passwords.setConfig("source", map[string]any{
-		"url": address(t, passwords.db.URL, url.User(passwords.role), "sslmode=verify-full", "sslrootcert="+passwords.ca), "slot": passwords.name, "password_command": []string{"cat", word},
-	})
-
-	certificates.db.Exec(`GRANT certified TO ` + certificates.role)
-	own, client := s.file("own"), s.file("rotated")
-	s.ca.Issue(t, own, envtest.Leaf{Name: certificates.role})
-	s.ca.Issue(t, client, envtest.Leaf{Name: principal})
-	certificates.setConfig("kafka", with(s.kafkaSettings(certificates.deployment, mechanisms[3]), "tls", map[string]any{"ca": certificates.ca, "cert": client + ".pem", "key": client + ".key"}))
-	certificates.setConfig("source", map[string]any{
-		"url": address(t, certificates.db.URL, url.User(certificates.role), "sslmode=verify-full", "sslrootcert="+certificates.ca, "sslcert="+own+".pem", "sslkey="+own+".key"), "slot": certificates.name,
-	})
-
+	r := s.newRotations(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var loads sync.WaitGroup
-	for _, r := range []*rotation{passwords, certificates} {
-		r.start()
-		r.awaitReady()
-		loads.Go(func() { r.load = r.produceLoad(ctx, 1, 4, 100*time.Millisecond) })
+	for _, d := range r.all() {
+		d.start()
+		d.awaitReady()
+		loads.Go(func() { d.load = d.produceLoad(ctx, 1, 4, 100*time.Millisecond) })
 	}
+	r.replacePasswords()
+	r.replaceCertificates(t)
+	r.restartBroker(t)
+	cancel()
+	loads.Wait()
+	for _, d := range r.all() {
+		d.checkOnce(d.load, 2*patience)
+		d.runCommand("audit")
+		d.stop()
+		d.Logf("%d campaigns", len(d.load))
+	}
+}
 
-	s.kafka.SetPassword(t, principal, "another word")
-	envtest.ReplaceFile(t, login, []byte("another word\n"))
-	passwords.awaitProgress("SCRAM password") // its sessions end after sessionLength
-	passwords.db.Exec(`ALTER ROLE ` + passwords.role + ` PASSWORD 'second word'`)
-	envtest.ReplaceFile(t, word, []byte("second word\n"))
-	passwords.reconnect("password of Postgres")
+// replacePasswords replaces those that the servers change as they run.
+func (r *rotations) replacePasswords() {
+	d := r.passwords
+	d.Helper()
+	r.servers.kafka.SetPassword(d, principal, "another word")
+	envtest.ReplaceFile(d, r.login, []byte("another word\n"))
+	d.awaitProgress("SCRAM password") // its sessions end after sessionLength
+	for _, d := range []*rotation{r.passwords, r.plain} {
+		d.db.Exec(`ALTER ROLE ` + d.role + ` PASSWORD 'second word'`)
+	}
+	envtest.ReplaceFile(d, r.word, []byte("second word\n"))
+	d.reconnect("password of Postgres")
+}
 
+// replaceCertificates replaces the authority, and all that it has signed. In the end
+// nobody trusts the former one.
+func (r *rotations) replaceCertificates(t *testing.T) {
+	t.Helper()
+	s := r.servers
 	next := envtest.NewAuthority(t, s.file("next.pem"), "the next authority")
 	both := append(readFile(t, s.ca.File), readFile(t, next.File)...)
 	s.trust(t, both)
-	next.Issue(t, own, envtest.Leaf{Name: certificates.role})
-	next.Issue(t, client, envtest.Leaf{Name: principal})
-	certificates.reconnect("certificates of the client")
-
-	for _, r := range []*rotation{passwords, certificates} {
-		envtest.ReplaceFile(t, r.ca, both)
+	r.issue(next, "second phrase")
+	r.certificates.reconnect("certificates of the client")
+	for _, d := range r.all() {
+		envtest.ReplaceFile(t, d.ca, both)
 	}
 	s.renew(t, next)
-	for _, r := range []*rotation{passwords, certificates} {
-		envtest.ReplaceFile(t, r.ca, readFile(t, next.File))
-		r.reconnect("certificates of the servers")
+	for _, d := range r.all() {
+		envtest.ReplaceFile(t, d.ca, readFile(t, next.File))
 	}
-	if err := s.kafka.Stop(); err != nil { // ends all connections, so that each is made with what is new
+	s.trust(t, readFile(t, next.File))
+	for _, d := range r.all() {
+		d.reconnect("certificates of the servers")
+	}
+}
+
+// restartBroker ends all connections to Kafka, so that each is made with what is new.
+// Kafka reads the passwords of PLAIN at its start alone: an existing listener does not
+// take another login module. The daemon comes back though its file follows later.
+func (r *rotations) restartBroker(t *testing.T) {
+	t.Helper()
+	s := r.servers
+	if err := s.kafka.Stop(); err != nil {
 		t.Fatal(err)
 	}
+	s.kafka.Set("listener.name.plain." + plainUsers("third word"))
+	r.plain.log.clear()
 	if err := s.kafka.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range []*rotation{passwords, certificates} {
-		r.awaitProgress("restart of the broker")
+	for _, d := range []*rotation{r.passwords, r.certificates} {
+		d.awaitProgress("restart of the broker")
 	}
-	cancel()
-	loads.Wait()
-	for _, r := range []*rotation{passwords, certificates} {
-		r.checkOnce(r.load, 2*patience)
-		r.runCommand("audit")
-		r.stop()
-		r.Logf("%d campaigns", len(r.load))
-	}
+	envtest.Until(t, patience, func() error {
+		if log := r.plain.log.tail(1 << 20); !strings.Contains(log, "kafka.sasl.password") {
+			return fmt.Errorf("the former password of PLAIN is not refused: %s", log)
+		}
+		return nil
+	})
+	envtest.ReplaceFile(t, r.plainLogin, []byte("third word\n"))
+	r.plain.awaitProgress("password of PLAIN")
 }
 
 // trust makes both servers trust the authorities of a bundle.
@@ -152,7 +231,7 @@ func (s *securedServers) renew(t *testing.T, a *envtest.Authority) {
 	// A running Kafka takes no certificate with another name than the one before.
 	a.Issue(t, s.file("renewed"), envtest.Leaf{Name: "server", Hosts: hosts, Ends: 1000 * time.Hour})
 	a.Issue(t, s.file("postgres"), envtest.Leaf{Name: "renewed", Hosts: hosts, Ends: 1000 * time.Hour})
-	for _, port := range []string{"SCRAM512", "MUTUAL"} {
+	for _, port := range []string{"PLAIN", "SCRAM512", "MUTUAL"} {
 		s.kafka.Reload(t, port, "ssl.keystore.location", s.file("renewed.both.pem"))
 	}
 	s.reloadPostgres(t)

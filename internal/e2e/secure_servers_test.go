@@ -20,6 +20,13 @@ const (
 	secret    = "right word"
 )
 
+// writingUser and readingUser are the users of the services on both sides, as
+// docs/security.md names them.
+const (
+	writingUser = "restaurants"
+	readingUser = "push"
+)
+
 // mechanism is a way to log in to Kafka.
 type mechanism struct {
 	name   string // kafka.sasl.mechanism; "mutual TLS" is none
@@ -59,7 +66,8 @@ func newSecuredServers(t *testing.T) *securedServers {
 	here := []string{"127.0.0.1", "kafka.internal"}
 	for name, l := range map[string]envtest.Leaf{
 		"server": {Name: "server", Hosts: here, Ends: 1000 * time.Hour}, "expired": {Name: "server", Hosts: here, Ends: -time.Hour}, "misnamed": {Name: "server", Hosts: []string{"elsewhere.internal"}},
-		"client": {Name: principal}, "client-expired": {Name: principal, Ends: -time.Hour}, "client-other": {Name: "somebody"},
+		"client": {Name: principal}, "client-" + writingUser: {Name: writingUser}, "client-" + readingUser: {Name: readingUser},
+		"client-expired": {Name: principal, Ends: -time.Hour}, "client-other": {Name: "somebody"},
 		"postgres": {Name: "postgres", Hosts: here, Ends: 1000 * time.Hour},
 	} {
 		s.ca.Issue(t, s.file(name), l)
@@ -67,7 +75,9 @@ func newSecuredServers(t *testing.T) *securedServers {
 	s.stranger.Issue(t, s.file("client-stranger"), envtest.Leaf{Name: principal})
 	s.startPostgres(t)
 	s.kafka = envtest.StartSecureKafka(t, filepath.Join(s.dir, "kafka"), s.listeners())
-	s.kafka.SetPassword(t, principal, secret)
+	for _, user := range []string{principal, writingUser, readingUser} {
+		s.kafka.SetPassword(t, user, secret)
+	}
 	return s
 }
 
@@ -75,11 +85,20 @@ func newSecuredServers(t *testing.T) *securedServers {
 // so that a changed password matters to connections that are there.
 const sessionLength = "connections.max.reauth.ms=2000"
 
+// plainUsers is the setting of a listener with the passwords of PLAIN.
+func plainUsers(password string) string {
+	text := "plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required"
+	for user, password := range map[string]string{principal: password, writingUser: secret, readingUser: secret} {
+		text += " user_" + user + `="` + password + `"`
+	}
+	return text + ";"
+}
+
 // listeners are a port for each mechanism, one without TLS for all, and ports with wrong
 // certificates.
 func (s *securedServers) listeners() []envtest.Listener {
 	jaas := map[string]string{
-		"PLAIN":         `plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_` + principal + `="` + secret + `";`,
+		"PLAIN":         plainUsers(secret),
 		"SCRAM-SHA-256": `scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;`,
 		"SCRAM-SHA-512": `scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;`,
 	}

@@ -20,6 +20,7 @@ func TestSecure(t *testing.T) {
 		for n, m := range mechanisms {
 			t.Run(m.name, func(t *testing.T) { t.Parallel(); s.deliver(t, n, m) })
 		}
+		t.Run("clients of others", func(t *testing.T) { t.Parallel(); s.checkClientsOfOthers(t) })
 	})
 	t.Run("rights", func(t *testing.T) { s.checkACLs(t) })
 	rows := make([][]faultRow, len(mechanisms)+1)

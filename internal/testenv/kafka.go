@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -87,6 +88,12 @@ func (k *Kafka) Start(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("start Kafka on %s: %w", k.Addr(), err), k.Kill())
 	}
 	return nil
+}
+
+// Set adds a line to server.properties, where the last one of a name wins; the next start
+// applies it.
+func (k *Kafka) Set(line string) {
+	k.opts.Settings = append(slices.Clone(k.opts.Settings), line)
 }
 
 // Stop shuts the server down, and kills it if that takes more than 30 seconds.
