@@ -198,7 +198,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 		return nil, fmt.Errorf("flush: %w", err)
 	}
 	if result.Err != nil {
-		return nil, fmt.Errorf("produce: %w", result.Err)
+		return nil, fmt.Errorf("produce: %w", s.claim.Config.Kafka.ExplainDenied(result.Err, s.claim.Client, "Write", result.ErrTopic))
 	}
 	failpoint.Hit("ship/flushed")
 	return result, nil

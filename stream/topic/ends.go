@@ -25,13 +25,15 @@ type Delivery struct {
 	Topic string // whose ends are collected
 	Ends  partitionEnds
 	Err   error // the first
+
+	ErrTopic string // of the record that Err is about
 }
 
 // Note takes the broker's answer to one record. It is a callback for the client.
 func (d *Delivery) Note(r *kgo.Record, err error) {
 	switch {
 	case err != nil && d.Err == nil:
-		d.Err = err
+		d.Err, d.ErrTopic = err, r.Topic
 	case err == nil && r.Topic == d.Topic:
 		d.Ends.raiseEnd(r.Partition, r.Offset+1)
 	}
