@@ -38,7 +38,7 @@ make_base() {
   rm -rf $base $base.part
   mkdir -p .cache
   debootstrap --variant=minbase --include=systemd,man-db,bash-completion,zsh,fish stable $base.part \
-    http://deb.debian.org/debian >"$work/debootstrap" || skip "debootstrap: $(tail -n 1 "$work/debootstrap")"
+    >"$work/debootstrap" || skip "debootstrap: $(tail -n 1 "$work/debootstrap")"
   mv $base.part $base
 }
 

@@ -168,7 +168,7 @@ func (c *committer) insertPick(ctx context.Context, st *step, p *record.Payload,
 	k.notified, k.already, k.own = int64(n.Written.Len()), n.Misses, n.Own
 	k.refuses = n.Refused != "" || len(n.LeftOut) > 0
 	if !guarded && (n.TooMany || len(n.LeftOut) > 0) {
-		c.guarded.begin(k)
+		c.guarded.markGuarded(k)
 		if search.left -= k.clients.Len(); n.TooMany {
 			search.tooMany, search.left = true, 0 // the try is in vain: it only finds the other campaigns
 		}

@@ -78,9 +78,9 @@ func (g *guardedCampaigns) noteTime(clients int, took time.Duration) {
 	}
 }
 
-// begin makes a pick's campaign a guarded one, as the table refuses some of the clients.
+// markGuarded makes a pick's campaign a guarded one, as the table refuses some of the clients.
 // A pick of late subscribers leaves no mark: its campaign was served before.
-func (g *guardedCampaigns) begin(k *clientPick) {
+func (g *guardedCampaigns) markGuarded(k *clientPick) {
 	k.live.guarded.Store(true)
 	if k.late {
 		return

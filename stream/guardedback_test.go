@@ -123,7 +123,7 @@ func TestRefusedOrdinarySteps(t *testing.T) {
 			k.refuses = at/apart != (at+size)/apart
 			if k.refuses && size > maxGuarded { // the step gives the campaign up
 				refused++
-				g.begin(k)
+				g.markGuarded(k)
 				continue
 			}
 			g.noteStep(&step{picks: []*clientPick{k}})

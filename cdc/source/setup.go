@@ -54,8 +54,8 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 	}
 }
 
-// explainSetup returns a halt where the role lacks a right: it names the statements that
-// give the role what it lacks, and the one for the table's owner.
+// explainSetup returns a halt where the role lacks a right: the halt names the statements that
+// grant the missing rights, and the statement for the table's owner.
 func (c *Config) explainSetup(ctx context.Context, conn *pgx.Conn, statement string, err error) error {
 	if SQLState(err) != CodeInsufficientPrivilege {
 		return fmt.Errorf("run %q: %w", statement, err)

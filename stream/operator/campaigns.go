@@ -60,11 +60,11 @@ func Operate(ctx context.Context, cfg sink.Config, action Action, campaign, rest
 		return nil, err
 	}
 	defer sink.CloseConn(conn)
-	out, err := operate(ctx, conn, cfg, action, campaign, restaurant, by)
+	out, err := applyAction(ctx, conn, cfg, action, campaign, restaurant, by)
 	return out, sink.ExplainDenied(ctx, conn, cfg, sink.OperatingRights, err)
 }
 
-func operate(ctx context.Context, conn *pgx.Conn, cfg sink.Config, action Action, campaign, restaurant, by string) ([]Operated, error) {
+func applyAction(ctx context.Context, conn *pgx.Conn, cfg sink.Config, action Action, campaign, restaurant, by string) ([]Operated, error) {
 	if err := sink.CheckLayout(ctx, conn, cfg.Tables()); err != nil {
 		return nil, err
 	}

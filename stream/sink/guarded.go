@@ -184,10 +184,10 @@ func (n *Insertion) tryChunks(ctx context.Context, chunks [][]string) (refused [
 		} else if IsLockConflict(err) && conflict == nil {
 			conflict = err
 		} else if IsLockConflict(err) {
-			n.abandon(ctx)
+			n.abandonConnection(ctx)
 			return nil, fmt.Errorf("insert feedback rows, with more than one lock conflict: %s", err) //nolint:errorlint // the step cannot be repeated on this connection
 		} else if err != nil {
-			n.abandon(ctx)
+			n.abandonConnection(ctx)
 			return nil, n.describeFailure(err)
 		} else if err := n.takeReturned(texts, returned); err != nil {
 			return nil, err
@@ -230,11 +230,11 @@ func (n *Insertion) sendChunks(p *pgconn.Pipeline, insert *pgconn.StatementDescr
 	return nil
 }
 
-// abandon ends the connection in the middle of an exchange. The server meets that at its
-// next answer; the statement that it works on meanwhile is cancelled, so that it holds its
+// abandonConnection ends the connection in the middle of an exchange. The server meets that
+// at its next answer; the statement that it works on meanwhile is cancelled, so that it holds its
 // locks no longer than necessary. Where the cancel fails, the next owner of the lane ends
 // the server's session.
-func (n *Insertion) abandon(ctx context.Context) {
+func (n *Insertion) abandonConnection(ctx context.Context) {
 	conn := n.Conn.PgConn()
 	ctx, stop := context.WithTimeout(ctx, cancelPatience)
 	defer stop()

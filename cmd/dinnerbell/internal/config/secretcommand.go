@@ -99,8 +99,8 @@ func runSecretCommand(argv []string, noun string, patience time.Duration) (strin
 	return text, nil
 }
 
-// endGroup kills what is left of a process group whose leader has ended. In a container the
-// daemon is process 1: it inherits these processes, and has to take their exit status.
+// endGroup kills the remaining processes of a group whose leader has ended. In a container the
+// daemon is process 1: it becomes the parent of these processes, and must wait for each.
 func endGroup(group int) {
 	_ = syscall.Kill(-group, syscall.SIGKILL) // fails where nothing is left
 	for {
