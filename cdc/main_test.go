@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { envtest.Main(m) }
 
 // patience is the limit for things that happen at once on an idle machine.
-const patience = 60 * time.Second
+const patience = envtest.Patience
 
 // await waits for a signal.
 func await(t *testing.T, signal <-chan struct{}) {

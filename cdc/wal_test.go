@@ -170,9 +170,12 @@ func TestSlotUnreservedAndLost(t *testing.T) {
 
 	release := stall()
 	r.fill(80) // no checkpoint comes between
-	r.await("danger", func(st Status) bool { return st.SlotWALStatus == source.SlotUnreserved && st.SafeWALSize <= 0 })
-	if !log.contains("may lose its WAL at the server's next checkpoint") || log.contains("the slot is lost") {
-		t.Error("the log does not tell the danger from the loss")
+	r.await("danger", func(st Status) bool { // the log line follows the status
+		return st.SlotWALStatus == source.SlotUnreserved && st.SafeWALSize <= 0 &&
+			log.contains("may lose its WAL at the server's next checkpoint")
+	})
+	if log.contains("the slot is lost") {
+		t.Error("the log takes the danger for the loss")
 	}
 	release()
 	r.same("r")

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"dinnerbell/internal/budget"
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 )
 
 // The allocations of the store for each change that it applies, and for each row of a
 // load.
 func TestAllocations(t *testing.T) {
-	if raceEnabled {
+	if envtest.RaceDetector {
 		t.Skip("the race detector allocates as well")
 	}
 	const rows = 2000

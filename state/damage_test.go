@@ -343,7 +343,7 @@ func TestDamageIsTold(t *testing.T) {
 		t.Helper()
 		select {
 		case <-s.Damaged():
-		case <-time.After(20 * time.Second):
+		case <-time.After(envtest.Patience):
 			t.Fatal("nobody is told")
 		}
 		if s.Damage() == nil {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 )
 
@@ -237,7 +238,7 @@ func TestUndeliveredAllocates(t *testing.T) {
 			t.Fatal(list.Len(), err)
 		}
 	})
-	if n > 500 && !raceEnabled {
+	if n > 500 && !envtest.RaceDetector {
 		t.Errorf("%.0f allocations for 5000 clients, want none per client", n)
 	}
 }

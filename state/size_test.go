@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 )
 
@@ -15,7 +16,7 @@ func TestDiskBudget(t *testing.T) {
 	t.Parallel()
 	const budget = 64
 	rows := 200_000
-	if raceEnabled {
+	if envtest.RaceDetector {
 		rows = 40_000
 	}
 	s := openStore(t, t.TempDir(), testOptions())

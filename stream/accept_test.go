@@ -109,7 +109,7 @@ func TestCancelWaitsForNothing(t *testing.T) {
 			if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`); n > at+500 {
 				t.Errorf("%d had the campaign when it was cancelled, %d when the cancel was accepted", at, n)
 			}
-			envtest.Until(t, 10*time.Second, func() error { // the commit is seen in Postgres before the lane has its answer
+			envtest.Until(t, envtest.Patience, func() error { // the commit is seen in Postgres before the lane has its answer
 				if s := svc.Status().Campaigns; s.Dead != 1 || s.Expired != 2 || s.Live < 2 {
 					return fmt.Errorf("%+v; want 1 dead, 2 expired, what waits counted as live", s)
 				}

@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds how long a test waits for what must come.
-const patience = 60 * time.Second
+const patience = envtest.Patience
 
 // deployment is a deployment of the stream on real servers, with subscriptions that
 // are loaded straight into the state store: what package cdc would bring.

@@ -38,9 +38,9 @@ func TestCampaignsCommand(t *testing.T) {
 	s.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END'`)
 	s.db.Exec(`CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE FUNCTION slow()`)
 	stop, ended, _ := s.daemon()
-	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	envtest.Until(t, envtest.Patience, func() error { return s.ready() })
 	s.produce("whale", "big")
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		list := s.campaigns("--live")
 		if len(list) != 1 || list[0].Audience == nil || *list[0].Audience != 50_000 || list[0].Position == nil || *list[0].Position <= 0 || *list[0].Position >= 100 || list[0].Rate <= 0 || list[0].SecondsLeft <= 0 {
 			return fmt.Errorf("%+v", list)
@@ -49,13 +49,13 @@ func TestCampaignsCommand(t *testing.T) {
 	})
 	s.must("cancel", "whale")
 	s.produce("lunch \x1b[31m", "diner")
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if list := s.campaigns("--done"); len(list) != 2 || list[0].State != sink.PhaseFinished && list[1].State != sink.PhaseFinished {
 			return fmt.Errorf("%+v", list)
 		}
 		return nil
 	})
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if out := s.must("status"); !strings.Contains(out, "finished, 50 of 50 in ") || strings.Contains(out, "\x1b") || !strings.Contains(out, "2 accepted, 1 finished") {
 			return fmt.Errorf("status: %s", out)
 		}

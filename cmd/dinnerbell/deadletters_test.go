@@ -27,7 +27,7 @@ func TestDeadLetters(t *testing.T) {
 	notifications := strings.TrimSuffix(s.topicIn, ".campaigns") + ".out"
 	s.kafka.Configure(notifications, "max.message.bytes", "2048")
 	stop, ended, _ := s.daemon()
-	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	envtest.Until(t, envtest.Patience, func() error { return s.ready() })
 	s.produce("lunch "+strings.Repeat("x", 900), "diner")
 	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: s.topicIn, Value: []byte("\xff")}).FirstErr(); err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestDeadLetters(t *testing.T) {
 	s.rows(1)
 
 	var out string
-	envtest.Until(t, time.Minute, func() error { // the rows are there before the records
+	envtest.Until(t, envtest.Patience, func() error { // the rows are there before the records
 		if out = s.must("dead-letters", "list"); strings.Count(out, "\n") < 2 {
 			return fmt.Errorf("list: %s", out)
 		}

@@ -188,5 +188,5 @@ func TestDoctorNamesWhyPostgresLetsNobodyIn(t *testing.T) {
 // await waits for a finding, which depends on another process's reading of its files.
 func (p *patient) await(i ill) {
 	p.t.Helper()
-	envtest.Until(p.t, time.Minute, func() error { return p.has(i) })
+	envtest.Until(p.t, envtest.Patience, func() error { return p.has(i) })
 }

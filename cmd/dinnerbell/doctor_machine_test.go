@@ -149,7 +149,7 @@ func (p *patient) soon(ills ...ill) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	envtest.Until(p.t, time.Minute, func() error {
+	envtest.Until(p.t, envtest.Patience, func() error {
 		all := map[string][]jsonFinding{}
 		for _, s := range doctor.Run(p.t.Context(), doctor.Options{Config: cfg, Logger: slog.New(slog.DiscardHandler), Limit: time.Second}) {
 			for _, f := range s.Report {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
@@ -129,7 +128,7 @@ func TestDoctorInTheLifeOfADeployment(t *testing.T) {
 	look(exitDone, map[string]string{"publication": "ok", "layout": "ok", "table": `ok "public"."subscribers_restaurants", about 50 rows`, "transactional_ids": "ok", "http": "ok"})
 
 	stop, ended, log := s.daemon()
-	envtest.Until(t, time.Minute, s.ready)
+	envtest.Until(t, envtest.Patience, s.ready)
 	look(exitDone, map[string]string{"daemon": "ok runs, version dev", "http": "ok " + testenv.Loopback(port) + ", used by the running daemon", "state_dir": "ok " + s.dir, "walsender": "ok"})
 	for range 3 {
 		if f := s.doctor(exitDone)["source.slot"]; len(f) != 1 || !strings.Contains(f[0].Found, "used by the running daemon") {
@@ -137,7 +136,7 @@ func TestDoctorInTheLifeOfADeployment(t *testing.T) {
 		}
 	}
 	s.produce("lunch", "diner")
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 50 {
 			return fmt.Errorf("%d feedback rows of 50", n)
 		}

@@ -40,7 +40,7 @@ func startExplainTest(t *testing.T, sections string) (*explainTest, func()) {
 	d.send(0, begin.Add(-time.Hour), old.JSON())
 	d.must("setup")
 	stop, ended, _ := d.daemon()
-	envtest.Until(t, time.Minute, d.ready)
+	envtest.Until(t, envtest.Patience, d.ready)
 	return d, func() {
 		stop()
 		<-ended
@@ -67,7 +67,7 @@ func (d *explainTest) campaign(lane int32, id, restaurant string, start, end tim
 // await waits until a query counts as many rows.
 func (d *explainTest) await(want int64, sql string, args ...any) {
 	d.t.Helper()
-	envtest.Until(d.t, time.Minute, func() error {
+	envtest.Until(d.t, envtest.Patience, func() error {
 		if n := d.db.Int(sql, args...); n != want {
 			return fmt.Errorf("%s: %d, want %d", sql, n, want)
 		}
@@ -104,7 +104,7 @@ func (d *explainTest) explain(args ...string) (x explain.Explanation) {
 func (d *explainTest) want(verdict explain.Verdict, why string, sources []explain.Source, args ...string) {
 	d.t.Helper()
 	var last explain.Explanation
-	envtest.Until(d.t, time.Minute, func() error {
+	envtest.Until(d.t, envtest.Patience, func() error {
 		last = d.explain(args...)
 		if last.Verdict != verdict || !strings.Contains(last.Why, why) {
 			return fmt.Errorf("explain %.200q: %s: %s; want %s with %q; evidence %+v, not known %+v", args, last.Verdict, last.Why, verdict, why, last.Evidence, last.NotKnown)
@@ -193,11 +193,11 @@ func TestExplainLateSubscribers(t *testing.T) {
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('brief', 'r')`)
 	d.db.Exec(`DELETE FROM subscribers_restaurants WHERE client_id = 'brief'`)
 	stopAgain, ended, _ := d.daemon()
-	envtest.Until(t, time.Minute, d.ready)
+	envtest.Until(t, envtest.Patience, d.ready)
 	d.want(explain.Unsubscribed, "behind its turn, and its subscription ended at ", s[2:], "lunch", "brief")
 	d.campaign(0, "short", "r", -time.Minute, 2*time.Second)
 	d.awaitRead(0)
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if d.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'short' AND adv_campaign_datetime_end <= extract(epoch FROM now())`) == 0 {
 			return errors.New("campaign short has not ended")
 		}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -31,7 +30,7 @@ func TestInterruptReadsAsOne(t *testing.T) {
 					"DINNERBELL_SOURCE_URL=postgres://u@" + silent + "/de", "DINNERBELL_KAFKA_BROKERS=" + silent, "DINNERBELL_STATE_DIR=" + t.TempDir(),
 				})
 			}()
-			envtest.Until(t, time.Minute, func() error {
+			envtest.Until(t, envtest.Patience, func() error {
 				if !reached.Load() {
 					return context.DeadlineExceeded
 				}

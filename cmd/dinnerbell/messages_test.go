@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 
@@ -81,7 +80,7 @@ func TestServerThatRepeatsThePassword(t *testing.T) {
 	go func() { ended <- runCommandLine(ctx, []string{"-c", file, "run"}, io.Discard, &log, nil) }()
 	at := regexp.MustCompile(` http=(\S+)`)
 	for _, path := range []string{"/readyz", "/api/status"} {
-		envtest.Until(t, time.Minute, func() error {
+		envtest.Until(t, envtest.Patience, func() error {
 			m := at.FindStringSubmatch(log.String())
 			if m == nil {
 				return errors.New("not started")

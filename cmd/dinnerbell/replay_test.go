@@ -21,7 +21,7 @@ import (
 // rows waits until the feedback table has so many rows.
 func (d *deployment) rows(want int64) {
 	d.t.Helper()
-	envtest.Until(d.t, time.Minute, func() error {
+	envtest.Until(d.t, envtest.Patience, func() error {
 		if n := d.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != want {
 			return fmt.Errorf("%d feedback rows of %d", n, want)
 		}
@@ -41,7 +41,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 	subscribe(1, 50)
 	s.must("setup")
 	stop, ended, _ := s.daemon()
-	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	envtest.Until(t, envtest.Patience, func() error { return s.ready() })
 	s.produce("lunch", "diner")
 	s.rows(50)
 	subscribe(41, 5000) // some of them twice
@@ -90,7 +90,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.daemon()
-	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	envtest.Until(t, envtest.Patience, func() error { return s.ready() })
 	s.produce("dinner", "diner")
 	s.rows(10_000)
 	if r := replay("--from", m.ID); r.Messages != 1 || r.Have != 5000 || r.Lanes[0].From != 1 {

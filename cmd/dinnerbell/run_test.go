@@ -127,7 +127,7 @@ func TestDaemon(t *testing.T) {
 	}
 
 	stop, ended, log := s.daemon()
-	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	envtest.Until(t, envtest.Patience, func() error { return s.ready() })
 	var stderr syncBuffer
 	for _, command := range [][]string{{"rebuild", "--offline"}, {"run"}} {
 		if code, _ := s.run(t.Context(), &stderr, command...); code != 1 || !strings.Contains(stderr.String(), "in use") {
@@ -135,7 +135,7 @@ func TestDaemon(t *testing.T) {
 		}
 	}
 	s.produce("lunch", "diner")
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 50 {
 			return fmt.Errorf("%d feedback rows of 50", n)
 		}
@@ -202,7 +202,7 @@ func TestHaltEndsWithThree(t *testing.T) {
 	s.must("setup")
 	s.db.Exec(`DROP PUBLICATION dinnerbell`)
 	_, ended, log := s.daemon()
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		var stderr syncBuffer
 		code, out := s.run(t.Context(), &stderr, "status", "--json")
 		if code != exitHalted || !strings.Contains(out, `"halted":{"part":"source"`) {
@@ -215,7 +215,7 @@ func TestHaltEndsWithThree(t *testing.T) {
 		if code != 3 || !strings.Contains(log.String(), "publication") {
 			t.Errorf("exit %d: %s", code, log.String())
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(envtest.Patience):
 		t.Error("still running")
 	}
 }
@@ -243,14 +243,14 @@ func TestLostSlotHaltsIfAskedTo(t *testing.T) {
 		if text := log.String(); code != 3 || !strings.Contains(text, "does not exist") || !strings.Contains(text, "dinnerbell rebuild --offline") {
 			t.Errorf("exit %d: %s", code, text)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(envtest.Patience):
 		t.Fatal("still running")
 	}
 	s.must("rebuild", "--offline")
 	s.daemon()
-	envtest.Until(t, time.Minute, s.ready)
+	envtest.Until(t, envtest.Patience, s.ready)
 	s.produce("lunch", "r")
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 1 {
 			return fmt.Errorf("%d feedback rows, want 1", n)
 		}

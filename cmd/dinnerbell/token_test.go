@@ -76,7 +76,7 @@ func (p *patient) delivers(campaign string) {
 
 func (p *patient) delivered(campaign string) {
 	p.t.Helper()
-	envtest.Until(p.t, 2*time.Minute, func() error {
+	envtest.Until(p.t, envtest.Patience, func() error {
 		if n := p.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign); n != 50 {
 			return fmt.Errorf("%s: %d rows", campaign, n)
 		}
@@ -133,17 +133,17 @@ func (p *patient) doctorNamesTokens(file *tokenFile) {
 func (p *patient) worksWithTokenFile(file *tokenFile) {
 	p.t.Helper()
 	stop, ended, log := p.daemon()
-	envtest.Until(p.t, time.Minute, p.ready)
+	envtest.Until(p.t, envtest.Patience, p.ready)
 	end := time.Now().Add(15 * time.Second)
 	file.write(newToken(end, 1))
 	p.delivers("with the first token")
 	second := end.Add(8 * time.Second)
 	file.write(newToken(second, 2))
-	envtest.Until(p.t, time.Minute, func() error { return hasPassed(end) })
+	envtest.Until(p.t, envtest.Patience, func() error { return hasPassed(end) })
 	p.delivers("with the second token")
-	envtest.Until(p.t, time.Minute, func() error { return hasPassed(second) })
+	envtest.Until(p.t, envtest.Patience, func() error { return hasPassed(second) })
 	p.produce("without a token", "diner")
-	envtest.Until(p.t, time.Minute, func() error {
+	envtest.Until(p.t, envtest.Patience, func() error {
 		if want := "renew the token of kafka.sasl.token, which has expired at"; !strings.Contains(log.String(), want) {
 			return fmt.Errorf("the log does not say %q", want)
 		}
@@ -174,10 +174,10 @@ func (p *patient) worksWithOIDC() {
 	oidc["client_secret"] = password
 	p.set("kafka.sasl", map[string]any{"mechanism": "OAUTHBEARER", "oidc": oidc})
 	stop, ended, log := p.daemon()
-	envtest.Until(p.t, time.Minute, p.ready)
+	envtest.Until(p.t, envtest.Patience, p.ready)
 	for round := range 2 {
 		first := given.Load()
-		envtest.Until(p.t, time.Minute, func() error {
+		envtest.Until(p.t, envtest.Patience, func() error {
 			if given.Load() <= first {
 				return fmt.Errorf("round %d: no token after the %d", round, first)
 			}

@@ -28,7 +28,7 @@ import (
 func TestMain(m *testing.M) { envtest.Main(m) }
 
 // patience bounds how long a test waits for an expected event.
-const patience = 90 * time.Second
+const patience = envtest.Patience
 
 // deployment is a database, topics, a configuration and the daemon's process.
 type deployment struct {

@@ -124,7 +124,7 @@ func TestGuardedInsertionInADeadlock(t *testing.T) {
 	go func() {
 		inserted <- pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
 	}()
-	envtest.Until(t, 10*time.Second, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(conn.PgConn().PID())) == 0 {
 			return errors.New("the insertion waits for no lock")
 		}

@@ -3,14 +3,14 @@ package sink
 import (
 	"fmt"
 	"testing"
-	"time"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 )
 
 // patience bounds how long a test waits for an answer that must come.
-const patience = 60 * time.Second
+const patience = envtest.Patience
 
 func packID(t testing.TB, text string) id.ID {
 	t.Helper()

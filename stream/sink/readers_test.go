@@ -32,7 +32,7 @@ func TestReaderWhoseConnectionDied(t *testing.T) {
 			}
 
 			db.Exec(`SELECT pg_terminate_backend($1)`, first)
-			envtest.Until(t, 10*time.Second, func() error {
+			envtest.Until(t, envtest.Patience, func() error {
 				if n := db.Int(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, first); n > 0 {
 					return fmt.Errorf("backend %d still runs", first)
 				}

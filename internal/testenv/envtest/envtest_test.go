@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 
@@ -190,7 +189,7 @@ func TestReadAll(t *testing.T) {
 func TestUntilWaits(t *testing.T) {
 	t.Parallel()
 	calls := 0
-	envtest.Until(t, time.Minute, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if calls++; calls < 3 {
 			return errors.New("not yet")
 		}

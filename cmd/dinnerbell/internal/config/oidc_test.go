@@ -92,7 +92,7 @@ func TestOIDCToken(t *testing.T) {
 	sasl.ForgetToken("another")
 	read("token-1")
 	sasl.ForgetToken("token-1")
-	envtest.Until(t, 10*time.Second, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if token, err := sasl.RevealToken(); err != nil || token != "token-2" {
 			return fmt.Errorf("after a refusal: %q, %w", token, err)
 		}
@@ -155,7 +155,7 @@ func TestOIDCFails(t *testing.T) {
 			continue // the pause takes a second
 		}
 		e.say(http.StatusOK, `{"access_token": "good"}`)
-		envtest.Until(t, 10*time.Second, func() error { _, err := sasl.RevealToken(); return err })
+		envtest.Until(t, envtest.Patience, func() error { _, err := sasl.RevealToken(); return err })
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -32,5 +31,5 @@ func TestTokenThatIsRefusedByCode(t *testing.T) {
 	if err := client.Ping(t.Context()); err == nil {
 		t.Error("the first token is accepted")
 	}
-	envtest.Until(t, 8*time.Second, func() error { return client.Ping(t.Context()) })
+	envtest.Until(t, envtest.Patience, func() error { return client.Ping(t.Context()) })
 }

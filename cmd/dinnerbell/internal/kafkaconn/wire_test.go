@@ -106,7 +106,7 @@ func newLoginClient(t *testing.T, b *loginBroker, keys string) *kgo.Client {
 // renews checks that a client logs in anew when its session ends.
 func (b *loginBroker) renews(t *testing.T, client *kgo.Client) {
 	t.Helper()
-	envtest.Until(t, 30*time.Second, func() error {
+	envtest.Until(t, envtest.Patience, func() error {
 		if err := client.Ping(t.Context()); err != nil {
 			t.Error(err)
 		}

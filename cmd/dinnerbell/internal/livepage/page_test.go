@@ -25,7 +25,7 @@ import (
 const markup = `<script>alert("bell")</script><b title='x'>soup & "salad"</b>`
 
 // patience bounds how long a test waits for an expected event.
-const patience = 30 * time.Second
+const patience = envtest.Patience
 
 // newPage makes the page of a daemon that reports r and has the campaigns given.
 func newPage(t *testing.T, r *status.Report, fanOuts []stream.FanOut, open []sink.OpenCampaign, openErr error) *Page {
