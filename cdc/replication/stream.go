@@ -117,11 +117,15 @@ func ReadWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Durati
 // parseDuration reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
 // "1d", "0". It takes an unknown form as a short duration, to be safe.
 func parseDuration(text string) time.Duration {
+	if text == "0" {
+		return 0
+	}
 	var n int64
-	var unit string
-	if _, err := fmt.Sscanf(text, "%d%s", &n, &unit); err != nil && n == 0 && text != "0" {
+	var name string
+	_, _ = fmt.Sscanf(text, "%d%s", &n, &name) // what it cannot read has no known unit
+	unit, known := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[name]
+	if !known {
 		return time.Second
 	}
-	units := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
-	return time.Duration(n) * units[unit]
+	return time.Duration(n) * unit
 }

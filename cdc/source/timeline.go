@@ -3,6 +3,7 @@ package source
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -41,20 +42,22 @@ type Lineage []Branch
 // parseLineage reads a timeline history file: "1<tab>0/3000148<tab>reason".
 func parseLineage(content string) (Lineage, error) {
 	var l Lineage
+	number := 0
 	for line := range strings.Lines(content) {
+		number++
 		fields := strings.Fields(line)
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
 			continue
 		}
-		var b Branch
-		if _, err := fmt.Sscan(fields[0], &b.Timeline); err != nil || len(fields) < 2 {
-			return nil, fmt.Errorf("read timeline history %q: %w", line, pgoutput.ErrMalformed)
+		timeline, err := strconv.ParseUint(fields[0], 10, 32)
+		if err != nil || len(fields) < 2 {
+			return nil, fmt.Errorf("read timeline history, line %d: %w", number, pgoutput.ErrMalformed)
 		}
-		var err error
-		if b.End, err = id.ParseLSN(fields[1]); err != nil {
-			return nil, fmt.Errorf("read timeline history: %w", err)
+		end, err := id.ParseLSN(fields[1])
+		if err != nil {
+			return nil, fmt.Errorf("read timeline history, line %d: %w", number, err)
 		}
-		l = append(l, b)
+		l = append(l, Branch{Timeline: int64(timeline), End: end})
 	}
 	return l, nil
 }

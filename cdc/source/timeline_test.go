@@ -10,7 +10,7 @@ func TestParseLineage(t *testing.T) {
 	if err != nil || got.String() != "1 0/3000148;2 1/A0;" {
 		t.Errorf("read %q, %v", got, err)
 	}
-	for _, bad := range []string{"x\t0/1\t", "1\n", "1\t0-1\t"} {
+	for _, bad := range []string{"x\t0/1\t", "1x\t0/1\t", "-1\t0/1\t", "4294967296\t0/1\t", "1\n", "1\t0-1\t"} {
 		if _, err := parseLineage(bad); err == nil {
 			t.Errorf("%q was read", bad)
 		}
