@@ -148,6 +148,28 @@ func (d *daemonProcess) isRunning() bool {
 	return d.child != nil
 }
 
+// anonymousMemory returns the bytes of resident memory that the process has allocated,
+// without the pages of its program's file, which the kernel loads and drops as it likes.
+func (d *daemonProcess) anonymousMemory() (float64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.child == nil {
+		return 0, fmt.Errorf("%s is not running", d.name)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.child.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("read memory of %s: %w", d.name, err)
+	}
+	for line := range bytes.Lines(text) {
+		if value, ok := bytes.CutPrefix(line, []byte("RssAnon:")); ok {
+			var kilobytes float64
+			_, err := fmt.Sscan(string(value), &kilobytes)
+			return kilobytes * kilobyte, err
+		}
+	}
+	return 0, fmt.Errorf("read memory of %s: no RssAnon in /proc/%d/status", d.name, d.child.PID())
+}
+
 // closeForGood ends the daemon for good; a bad exit is an error.
 func (d *daemonProcess) closeForGood() error {
 	d.mu.Lock()

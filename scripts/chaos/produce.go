@@ -74,7 +74,7 @@ func (p *campaignProducer) sendRepeats(ctx context.Context, m *history.Message) 
 // the topic shows which one it was.
 func (p *campaignProducer) sendInTransaction(ctx context.Context, m *history.Message) error {
 	rec := p.newRecord(m)
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.round.servers.opts.limit)
 	defer cancel()
 	err := p.produceInTransaction(bound, rec, kgo.TransactionEndTry(!m.Aborted))
 	if err == nil {
@@ -158,7 +158,7 @@ func (p *campaignProducer) newRecord(m *history.Message) *kgo.Record {
 // not.
 func (p *campaignProducer) sendMessage(ctx context.Context, m *history.Message) error {
 	rec := p.newRecord(m)
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.round.servers.opts.limit)
 	defer cancel()
 	err := p.client.ProduceSync(bound, rec).FirstErr()
 	if err == nil {

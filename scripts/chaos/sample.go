@@ -24,9 +24,12 @@ import (
 
 // The figures of a sample.
 const (
-	figRSS        = "resident memory"
-	figLive       = "live Go heap" // after the last garbage collection
-	figHeap       = "Go heap"      // with garbage; no limit
+	figRSS        = "resident memory"        // with the pages of the program's file; no limit
+	figAnonymous  = "anonymous memory"       // resident, without pages of files; no limit
+	figOutside    = "memory beside the heap" // anonymous memory without the Go heap
+	figLive       = "live Go heap"           // after the last garbage collection
+	figHeap       = "Go heap"                // with garbage; no limit
+	figHeapPages  = "pages of the Go heap"   // obtained from the system and not returned; no limit
 	figGoroutines = "goroutines"
 	figFiles      = "file descriptors"
 	figCPU        = "CPU" // of the process since its start; no limit
@@ -117,8 +120,8 @@ func newSampler(r *round) *sampler { return &sampler{round: r} }
 
 const deployment = "deployment"
 
-// sampleUntilDone takes 360 samples until ctx ends, at most one in a second. What does
-// not answer at the moment, since a fault is at work, has none.
+// sampleUntilDone takes 1,200 samples until ctx ends, at most one in a second. A daemon or
+// a database that does not answer at the moment, since a fault is at work, has no sample.
 func (s *sampler) sampleUntilDone(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(s.round.servers.opts.samples), 0o750); err != nil {
 		return fmt.Errorf("write samples: %w", err)
@@ -130,7 +133,7 @@ func (s *sampler) sampleUntilDone(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	defer s.closeConn()
 	enc := json.NewEncoder(f)
-	for testenv.Pause(ctx, max(time.Second, s.round.length()/360)) {
+	for testenv.Pause(ctx, max(time.Second, s.round.length()/1200)) {
 		taken := s.samples
 		for _, d := range s.round.daemons {
 			s.addSample(s.sampleDaemon(ctx, d))
@@ -155,7 +158,14 @@ func (s *sampler) addSample(one *sample, err error) {
 	s.samples = append(s.samples, one)
 }
 
-// sampleDaemon reads /metrics and the size of state.dir.
+// daemonMetrics are the metrics of a daemon that a sample needs, and their figures. Figures
+// without a limit are there for whoever looks for the reason of a slope.
+var daemonMetrics = map[string]string{
+	"process_resident_memory_bytes": figRSS, "go_memstats_heap_alloc_bytes": figHeap, "go_gc_heap_live_bytes": figLive,
+	"go_memstats_heap_sys_bytes": figHeapPages, "go_goroutines": figGoroutines, "process_open_fds": figFiles, "process_cpu_seconds_total": figCPU,
+}
+
+// sampleDaemon reads /metrics, the size of state.dir and the process's anonymous memory.
 func (s *sampler) sampleDaemon(ctx context.Context, d *daemonProcess) (*sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
 	defer cancel()
@@ -164,10 +174,7 @@ func (s *sampler) sampleDaemon(ctx context.Context, d *daemonProcess) (*sample, 
 		return nil, err
 	}
 	one := &sample{Of: d.name, Figures: map[string]float64{}}
-	names := map[string]string{
-		"process_resident_memory_bytes": figRSS, "go_memstats_heap_alloc_bytes": figHeap, "go_memstats_next_gc_bytes": figLive,
-		"go_goroutines": figGoroutines, "process_open_fds": figFiles, "process_cpu_seconds_total": figCPU,
-	}
+	var released float64
 	for line := range bytes.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
 		n, err := strconv.ParseFloat(value, 64)
@@ -177,14 +184,20 @@ func (s *sampler) sampleDaemon(ctx context.Context, d *daemonProcess) (*sample, 
 			one.Lanes++
 		case name == "process_start_time_seconds":
 			one.Started = n
-		case names[name] != "":
-			one.Figures[names[name]] = n
+		case name == "go_memstats_heap_released_bytes":
+			released = n
+		case daemonMetrics[name] != "":
+			one.Figures[daemonMetrics[name]] = n
 		}
 	}
-	if len(one.Figures) != len(names) || one.Started == 0 {
+	if len(one.Figures) != len(daemonMetrics) || one.Started == 0 {
 		return nil, fmt.Errorf("read metrics of %s: only %v", d.name, one.Figures)
 	}
-	one.Figures[figLive] /= 1 + soakCollector/100.0 // a collection begins when so much was added to what is live
+	one.Figures[figHeapPages] -= released
+	if one.Figures[figAnonymous], err = d.anonymousMemory(); err != nil {
+		return nil, err
+	}
+	one.Figures[figOutside] = one.Figures[figAnonymous] - one.Figures[figHeapPages]
 	one.Figures[figState], err = measureFolder(d.dir)
 	return one, err
 }

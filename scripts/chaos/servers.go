@@ -77,10 +77,14 @@ func startServers(ctx context.Context, o *options) (s *servers, err error) {
 	return s, s.startBroker(ctx)
 }
 
+// kafkaSettings let a soak see Kafka begin new segments: the notifications of half an hour
+// fill some of 8 MiB in each partition, and none of 1 GiB, which is Kafka's default.
+var kafkaSettings = []string{"log.segment.bytes=8388608", "log.index.size.max.bytes=1048576"}
+
 func (s *servers) startBroker(ctx context.Context) error {
 	dir := filepath.Join(s.dir, "broker")
 	if s.opts.broker == "kafka" {
-		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: s.opts.script, Dir: dir})
+		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: s.opts.script, Dir: dir, Settings: kafkaSettings})
 		if err != nil {
 			return fmt.Errorf("start Kafka: %w", err)
 		}
