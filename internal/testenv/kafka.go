@@ -30,7 +30,7 @@ type KafkaOptions struct {
 }
 
 const (
-	kafkaReadyLimit = 3 * time.Minute // a first start downloads 45 MB
+	kafkaReadyLimit = 6 * time.Minute // a first start downloads 45 MB, and one on a busy machine took 2:30
 	kafkaStopLimit  = 30 * time.Second
 )
 

@@ -87,7 +87,7 @@ func parseOptions(args []string) (*options, error) {
 	f.IntVar(&o.daemons, "daemons", 2, "number of daemons that share the lanes: 1 or 2")
 	f.IntVar(&o.seconds, "seconds", 8, "duration of the faults in each round")
 	f.IntVar(&o.faults, "faults", 10, "number of faults in each round")
-	f.IntVar(&o.soak, "soak", 0, "one round of this many minutes at a moderate load, whose samples must show no leak; at least 2")
+	f.IntVar(&o.soak, "soak", 0, "one round of this many minutes at a moderate load, at least 2; from 20 on its samples must show no leak")
 	f.StringVar(&o.samples, "samples", "build/soak.jsonl", "path of the samples of a soak")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "time to catch up after the faults; a longer recovery is a failure")
 	f.DurationVar(&o.slow, "slow", 25*time.Second, "the folder of a round with a longer recovery is kept, too, though the round has not failed")
@@ -104,12 +104,13 @@ func parseOptions(args []string) (*options, error) {
 	case o.daemons != 1 && o.daemons != 2:
 		return nil, fmt.Errorf("-daemons %d: 1 or 2", o.daemons)
 	case o.soak < 0 || o.soak == 1:
-		return nil, fmt.Errorf("-soak %d: at least 2 minutes, so that there are enough samples", o.soak)
+		return nil, fmt.Errorf("-soak %d: at least 2 minutes", o.soak)
 	case o.rounds < 1 || o.seconds < 1 || o.faults < 0:
 		return nil, errors.New("-rounds and -seconds are at least 1")
 	}
 	if o.soak > 0 {
 		o.rounds, o.daemons, o.seconds = 1, 2, o.soak*60
+		o.limit = max(o.limit, soakPatience)
 	}
 	var err error
 	for _, path := range []*string{&o.binary, &o.out, &o.keep, &o.script, &o.samples} {
@@ -144,7 +145,7 @@ func run(args []string) (err error) {
 		fmt.Println(total.roundLine(r, v, roundErr, time.Since(began)))
 		if r.samples != nil {
 			total.Slopes = r.samples.results
-			fmt.Print(formatSlopes(total.Slopes))
+			fmt.Print(formatSlopes(total.Slopes, r.length()))
 		}
 		if err := r.cleanUp(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err

@@ -77,14 +77,19 @@ func startServers(ctx context.Context, o *options) (s *servers, err error) {
 	return s, s.startBroker(ctx)
 }
 
-// kafkaSettings let a soak see Kafka begin new segments: the notifications of half an hour
-// fill some of 8 MiB in each partition, and none of 1 GiB, which is Kafka's default.
-var kafkaSettings = []string{"log.segment.bytes=8388608", "log.index.size.max.bytes=1048576"}
+// soakKafka are a soak's settings of Kafka. The notifications of half an hour fill some
+// segments of 8 MiB, and none of 1 GiB, Kafka's default. On a busy machine the controller
+// fenced a broker with a session of three seconds, that of the rounds, every half minute.
+var soakKafka = []string{"log.segment.bytes=8388608", "log.index.size.max.bytes=1048576", "broker.session.timeout.ms=12000"}
 
 func (s *servers) startBroker(ctx context.Context) error {
 	dir := filepath.Join(s.dir, "broker")
 	if s.opts.broker == "kafka" {
-		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: s.opts.script, Dir: dir, Settings: kafkaSettings})
+		o := testenv.KafkaOptions{Script: s.opts.script, Dir: dir}
+		if s.opts.soak > 0 {
+			o.Settings = soakKafka
+		}
+		k, err := testenv.StartKafka(ctx, o)
 		if err != nil {
 			return fmt.Errorf("start Kafka: %w", err)
 		}

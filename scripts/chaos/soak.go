@@ -36,6 +36,11 @@ func (p pace) drawTransactionPause(rnd *rand.Rand) time.Duration {
 	return random.Duration(rnd, p.transaction[0], p.transaction[1])
 }
 
+// soakPatience is how long a soak waits for a broker that restarts and for the end of its
+// own work: a soak runs beside other work, under which a restart of Kafka took two minutes
+// and a half.
+const soakPatience = 10 * time.Minute
+
 // soakCollector is the daemon's GOGC, with which it collects garbage often. At its own
 // setting the heap grows to a multiple of what is live before a collection, so that the
 // figures would be old ones.

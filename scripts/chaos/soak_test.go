@@ -75,6 +75,11 @@ func TestSoakFindsALeak(t *testing.T) {
 	if got := check(s); !strings.Contains(got, "no samples of d0") {
 		t.Errorf("no long life: %q", got)
 	}
+	short := newSoak()
+	short.round.servers.opts.seconds = 3 * 60
+	if got := check(short); got != "" {
+		t.Errorf("three minutes prove nothing: %s", got)
+	}
 	if got := check(newSampler(s.round)); !strings.Contains(got, "no samples of d0") || !strings.Contains(got, "no samples of deployment") {
 		t.Errorf("no samples: %q", got)
 	}
@@ -100,7 +105,7 @@ func TestSoakSchedule(t *testing.T) {
 // Every figure with a tolerance says so in the table.
 func TestFormatSlopes(t *testing.T) {
 	t.Parallel()
-	text := formatSlopes([]slope.Result{{Limit: slopeLimits[0], Of: "d0", Slope: 1e9, Problem: "grows"}})
+	text := formatSlopes([]slope.Result{{Limit: slopeLimits[0], Of: "d0", Slope: 1e9, Problem: "grows"}}, leastSoak)
 	if !strings.Contains(text, figRSS) || !strings.Contains(text, "FAILED") || strings.Count(text, "\n") != 2 {
 		t.Error(text)
 	}

@@ -28,6 +28,10 @@ type Limit struct {
 	Unit   string  `json:"unit"` // of Y
 	Per    string  `json:"per"`  // the unit of X
 	Most   float64 `json:"most"` // Y per X
+	// Quantile is the sample of each part that counts, between 0 and 1; 0 is the median. A low
+	// one suits a figure to which only noise is added, such as memory with buffers that come
+	// and go: a leak raises the least values too, and they differ less from part to part.
+	Quantile float64 `json:"quantile,omitempty"`
 }
 
 // Result is the slope of one series.
@@ -35,19 +39,19 @@ type Result struct {
 	Limit
 	Of      string  `json:"of"` // the process, or the deployment
 	Slope   float64 `json:"slope"`
-	First   float64 `json:"first"` // the median at the beginning of the second half
-	Last    float64 `json:"last"`  // and at its end
+	First   float64 `json:"first"` // the sample that counts, of the first part of the second half
+	Last    float64 `json:"last"`  // and of its last part
 	Largest float64 `json:"largest"`
 	Samples int     `json:"samples"`
 	Problem string  `json:"problem,omitempty"` // why the check failed
 }
 
-// buckets is how many parts the second half is divided into. Each part counts by
-// the median of its samples: a cut connection lowers a figure for a moment, a takeover
-// and a garbage collection that is due raise it, and a leak moves the median. With six
-// parts of a run of 30 minutes each part is longer than the two minutes after which Go
-// collects garbage in any case.
-const buckets = 6
+// partCount is how many parts the second half is divided into. Each part counts by one of
+// its samples, the median for most figures: a cut connection lowers a figure for a moment,
+// a takeover and a garbage collection that is due raise it, and a leak moves the median.
+// With six parts of a run of 30 minutes each part is longer than the two minutes after
+// which Go collects garbage in any case.
+const partCount = 6
 
 const (
 	// leastSamples is the least number of samples of a part and a group, so that one
@@ -61,16 +65,16 @@ const (
 // short to judge fails the check: without figures there is no answer.
 func (l Limit) Check(of string, series []Point) Result {
 	r := Result{Limit: l, Of: of}
-	medians, err := findMedians(series)
+	parts, err := l.reduceParts(series)
 	if err != nil {
 		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
 		return r
 	}
-	r.First, r.Last, r.Samples = medians[0].Y, medians[len(medians)-1].Y, len(series)
+	r.First, r.Last, r.Samples = parts[0].Y, parts[len(parts)-1].Y, len(series)
 	for _, p := range series {
 		r.Largest = max(r.Largest, p.Y)
 	}
-	if r.Slope, err = fitLine(medians); err != nil {
+	if r.Slope, err = fitLine(parts); err != nil {
 		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
 		return r
 	}
@@ -78,7 +82,7 @@ func (l Limit) Check(of string, series []Point) Result {
 		r.Problem = fmt.Sprintf("%s of %s grows by %.4g %s per %s, more than %.4g", l.Figure, of, r.Slope, l.Unit, l.Per, l.Most)
 		return r
 	}
-	r.Problem = l.proveSensitive(of, medians)
+	r.Problem = l.proveSensitive(of, parts)
 	return r
 }
 
@@ -87,8 +91,8 @@ const leakFactor = 4
 
 // proveSensitive adds a leak to the series and returns a problem if the fit does
 // not show it: a figure that falls by itself could hide a leak.
-func (l Limit) proveSensitive(of string, medians []Point) string {
-	leaking := slices.Clone(medians)
+func (l Limit) proveSensitive(of string, parts []Point) string {
+	leaking := slices.Clone(parts)
 	for i := range leaking {
 		leaking[i].Y += leakFactor * l.Most * leaking[i].X
 	}
@@ -98,15 +102,15 @@ func (l Limit) proveSensitive(of string, medians []Point) string {
 	return fmt.Sprintf("%s of %s would hide a leak of %.4g %s per %s", l.Figure, of, leakFactor*l.Most, l.Unit, l.Per)
 }
 
-// findMedians returns the median point of each part of the second half and each group, in
-// the order of the parts.
-func findMedians(series []Point) ([]Point, error) {
+// reduceParts returns a point for each part of the second half and each group, in the order
+// of the parts.
+func (l Limit) reduceParts(series []Point) ([]Point, error) {
 	if len(series) == 0 {
 		return nil, errors.New("no samples")
 	}
 	from, to := series[0].At, series[len(series)-1].At
 	from += (to - from) / 2
-	width := (to - from) / buckets
+	width := (to - from) / partCount
 	if width <= 0 {
 		return nil, fmt.Errorf("%d samples cover no time", len(series))
 	}
@@ -116,7 +120,7 @@ func findMedians(series []Point) ([]Point, error) {
 		if p.At < from {
 			continue
 		}
-		c := cell{min(int((p.At-from)/width), buckets-1), p.Group}
+		c := cell{min(int((p.At-from)/width), partCount-1), p.Group}
 		cells[c] = append(cells[c], p)
 	}
 	parts, most := map[int]int{}, 0
@@ -127,13 +131,13 @@ func findMedians(series []Point) ([]Point, error) {
 		}
 		middle := points[len(points)/2] // in time
 		slices.SortFunc(points, func(a, b Point) int { return cmp.Compare(a.Y, b.Y) })
-		middle.Y = points[len(points)/2].Y
+		middle.Y = points[int(cmp.Or(l.Quantile, 0.5)*float64(len(points)))].Y
 		out = append(out, middle)
 		parts[c.group]++
 		most = max(most, parts[c.group])
 	}
 	if most < leastParts {
-		return nil, fmt.Errorf("%d of %d parts of the second half have %d comparable samples, at least %d parts are needed", most, buckets, leastSamples, leastParts)
+		return nil, fmt.Errorf("%d of %d parts of the second half have %d comparable samples, at least %d parts are needed", most, partCount, leastSamples, leastParts)
 	}
 	slices.SortFunc(out, func(a, b Point) int { return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Group, b.Group)) })
 	return out, nil
