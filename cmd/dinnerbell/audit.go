@@ -21,7 +21,7 @@ type auditCmd struct {
 
 // Help shows how it is used.
 func (*auditCmd) Help() string {
-	return `It reads both sinks and changes nothing; run it beside the daemon or without one. It ends with 1 if an invariant does not hold.
+	return `The command reads both sinks and changes nothing, beside the daemon or without one. It exits with 1 if an invariant does not hold.
 
 Example:
   dinnerbell audit`

@@ -23,7 +23,7 @@ import (
 // campaignsCmd lists the campaigns.
 type campaignsCmd struct {
 	Live       bool    `help:"Campaigns under way: waiting, live, paused, parked."`
-	Scheduled  bool    `help:"Campaigns whose start lies ahead."`
+	Scheduled  bool    `help:"Campaigns whose start has not come."`
 	Done       bool    `help:"Campaigns that are over: finished, refused, ended, expired, cancelled."`
 	Restaurant exactID `placeholder:"ID" help:"Campaigns of this restaurant alone."`
 	Limit      int     `default:"50" help:"List at most so many; 0: all."`
@@ -32,7 +32,7 @@ type campaignsCmd struct {
 
 // Help shows how it is used.
 func (*campaignsCmd) Help() string {
-	return `Campaigns under way come first, by their end; then those ahead, by their start; then those that are over, the last one first. It reads the sink and needs no daemon; the running daemon of this configuration adds audience, position, rate and time left of its fan-outs. Times are UTC.
+	return `Campaigns under way come first, by their end; then those ahead, by their start; then those that are over, the last one first. The command reads the sink and needs no daemon. If the daemon of this configuration runs, it adds audience, position, rate and time left of its fan-outs. Times are UTC.
 
 Examples:
   dinnerbell campaigns --live

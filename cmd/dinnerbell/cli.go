@@ -27,14 +27,14 @@ type commandLine struct {
 	Config configCmd `cmd:"" group:"run" help:"Check the configuration."`
 
 	Status      statusCmd      `cmd:"" group:"look" help:"Show the state of the running daemon."`
-	Doctor      doctorCmd      `cmd:"" group:"look" help:"Check everything that run needs, and name what mends it. Changes nothing."`
+	Doctor      doctorCmd      `cmd:"" group:"look" help:"Check everything that run needs, and name what mends each fault. Changes nothing."`
 	Health      healthCmd      `cmd:"" group:"look" help:"Report whether the daemon is ready, for health checks."`
 	Campaigns   campaignsCmd   `cmd:"" group:"look" help:"List the campaigns: audience, progress, rate, time left."`
 	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
 	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
 	Explain     explainCmd     `cmd:"" group:"look" help:"Show why a client got a campaign, or did not get it, with the evidence."`
-	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`
-	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the needs of a workload from measured unit costs."`
+	Audit       auditCmd       `cmd:"" group:"look" help:"Check in both sinks that the invariants of every lane hold, read-only."`
+	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the machines that a workload needs, from measured unit costs."`
 
 	Cancel  cancelCmd  `cmd:"" group:"act" help:"Stop a campaign now, for good. Needs no daemon."`
 	Pause   pauseCmd   `cmd:"" group:"act" help:"Hold a campaign until it is resumed. Needs no daemon."`

@@ -12,8 +12,8 @@ type configCheckCmd struct{}
 
 // Help shows an example.
 func (*configCheckCmd) Help() string {
-	return `It reads the file and the environment, resolves all references, and checks every value.
-It connects to nothing: doctor does that. It ends with 2 if a value is refused, and names every mistake.
+	return `The command reads the file and the environment, resolves all references, and checks every value.
+It connects to no server; doctor does. It names every mistake, and exits with 2 if there is one.
 
 Example:
   dinnerbell -c /etc/dinnerbell/dinnerbell.yaml config check`

@@ -52,7 +52,7 @@ func (f *deadLettersFilter) explainNone(a *invocation, found int) {
 
 type deadLettersListCmd struct {
 	deadLettersFilter
-	Summary bool `help:"Only how many there are of each class of reasons."`
+	Summary bool `help:"Only the number of dead letters of each class of reasons."`
 	JSON    bool `help:"One JSON object a line, with the message."`
 }
 

@@ -14,8 +14,8 @@ import (
 // demoCmd shows dinnerbell at work. It reads no configuration: all servers are its
 // own.
 type demoCmd struct {
-	Once  bool `help:"One round of campaigns, checked; exit 0 when all arrived exactly once."`
-	Chaos bool `help:"Kill the daemon (kill -9) now and then, and compare both sinks each time; with --once twice, exit 0 when nothing is missing or doubled."`
+	Once  bool `help:"Deliver and check one round of campaigns; exit with 0 if each notification arrived exactly once."`
+	Chaos bool `help:"Kill the daemon (kill -9) every ten seconds, and compare both sinks each time. With --once: kill it twice, and exit with 0 if nothing is missing or doubled."`
 	JSON  bool `help:"Results as JSON."`
 
 	Subscriptions int `hidden:"" help:"Number of subscriptions."`

@@ -17,9 +17,9 @@ type doctorCmd struct {
 
 // Help returns what `dinnerbell doctor --help` shows below the options.
 func (*doctorCmd) Help() string {
-	return `Looks at Postgres, Kafka and this machine: what setup and run check, and what will hurt later. It changes nothing, and works before setup, after it, and beside a running daemon. Run it as the daemon's user, on the daemon's machine.
+	return `The command checks Postgres, Kafka and this machine: all that setup and run check, and faults that will cause trouble later. It changes nothing, and works before setup, after it, and beside a running daemon. Run it as the daemon's user, on the daemon's machine.
 
-Each line says ok, warn (it works now and will hurt later), unknown (could not be looked at, and why) or FAIL (run would refuse it or suffer from it), what was found, and the command or SQL that mends it. Exit 1 if a line says FAIL, else 0.
+Each line has a level, what was found, and the command or SQL that mends it. The levels are ok, warn (it works now and will cause trouble later), unknown (it could not be checked; the line has the reason) and FAIL (run would refuse it or fail by it). The command exits with 1 if a line has the level FAIL, else with 0.
 
 Examples:
   dinnerbell -c /etc/dinnerbell/dinnerbell.yaml doctor

@@ -78,7 +78,7 @@ func (f *filledText) Decode(c *kong.DecodeContext) error {
 
 // Help shows how it is used.
 func (*explainCmd) Help() string {
-	return `It ends with 0 if the client was notified, 1 if it was not (yet), and 2 if that is not known.
+	return `The command exits with 0 if the client was notified, 1 if the client was not (yet), and 2 if that is not known.
 It changes nothing. Without a running daemon it cannot see the history of the subscriptions.
 
 Examples:

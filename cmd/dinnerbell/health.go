@@ -18,7 +18,7 @@ type healthCmd struct{}
 
 // Help shows how a container uses it.
 func (*healthCmd) Help() string {
-	return `It prints nothing when the daemon is ready; otherwise one line that says why not, and what mends it. It ends with 0 if the daemon is ready, 1 if it is not or does not run.
+	return `The command prints nothing and exits with 0 if the daemon is ready. If the daemon is not ready or does not run, the command prints one line with the reason and what mends it, and exits with 1.
 
 Examples:
   dinnerbell health

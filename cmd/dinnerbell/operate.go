@@ -30,7 +30,7 @@ type (
 
 // Help adds what follows, and examples, to the help of the command.
 func (*cancelCmd) Help() string {
-	return `Nobody is notified of the campaign any more once the command has ended; what was decided before is still shipped. A repeat, an edit that was sent before, and a replay do not revive it; other content that is sent after the cancel does.
+	return `Once the command has ended, the daemon decides no further notification of the campaign; notifications that were decided before are still shipped. A repeat, an edit that was sent before, and a replay do not revive the campaign; other content that is sent after the cancel does.
 
 Examples:
   dinnerbell cancel summer-offer
@@ -39,7 +39,7 @@ Examples:
 
 // Help adds what follows, and examples, to the help of the command.
 func (*pauseCmd) Help() string {
-	return `Nobody is notified of the campaign until it is resumed, over restarts and edits; it still ends at its end.
+	return `The daemon decides no notification of the campaign until it is resumed, also after restarts and edits. The campaign still ends at its end.
 
 Examples:
   dinnerbell pause summer-offer`
@@ -55,7 +55,7 @@ Examples:
 
 // Help adds what follows, and examples, to the help of the command.
 func (*approveCmd) Help() string {
-	return `Approves a campaign that is parked, or one ahead of its start. The approval holds for later edits of the campaign too, until it is cancelled.
+	return `The command approves a campaign that is parked, or one whose start has not come. The approval holds for later edits of the campaign too, until it is cancelled.
 
 Examples:
   dinnerbell approve summer-offer

@@ -32,7 +32,7 @@ const maxPreview = control.MaxArguments / 2
 
 // Help shows how it is used.
 func (*previewCmd) Help() string {
-	return `It asks the running daemon. It ends with 1 if the message would go to the dead letters.
+	return `The command asks the running daemon. It exits with 1 if the message would go to the dead letters.
 
 Example:
   dinnerbell preview campaign.json`

@@ -30,7 +30,7 @@ type rebuildResult struct {
 
 // Help shows how it is used.
 func (*rebuildCmd) Help() string {
-	return `It asks the running daemon, and works without one only with --offline.
+	return `Without --offline the command asks the running daemon.
 
 Examples:
   dinnerbell rebuild

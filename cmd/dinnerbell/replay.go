@@ -20,7 +20,7 @@ import (
 // replayCmd has the running daemon read campaigns again.
 type replayCmd struct {
 	From   filledText `required:"" placeholder:"ID|TIME|earliest" help:"Where to begin: a checkpoint, an RFC 3339 time, a duration ago such as 2h or 7d, or the earliest message that the topic holds."`
-	Until  filledText `placeholder:"TIME" help:"Where to end: the first message of this time or later is not read. Default: what was read so far."`
+	Until  filledText `placeholder:"TIME" help:"Where to end: the first message of this time or later is not read. Default: the position up to which the lanes have read."`
 	DryRun bool       `help:"Only count, change nothing."`
 	JSON   bool       `help:"The result as JSON."`
 }

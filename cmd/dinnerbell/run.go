@@ -14,7 +14,7 @@ type runCmd struct{}
 
 // Help shows how it is used.
 func (*runCmd) Help() string {
-	return `It stops on SIGTERM or Ctrl-C: steps under way are finished, and it exits with 0. It exits with 2 if the configuration is refused, and with 3 if nothing can go on without an operator: a restart does not help then.
+	return `On SIGTERM or Ctrl-C the daemon finishes the steps under way and exits with 0. It exits with 2 if the configuration is refused, and with 3 if no part can go on until an operator decides: a restart does not help then.
 
 Example:
   dinnerbell -c /etc/dinnerbell/dinnerbell.yaml run`

@@ -27,7 +27,7 @@ type statusCmd struct {
 
 // Help shows how it is used.
 func (*statusCmd) Help() string {
-	return `It ends with 0 if the daemon is ready, 1 if it is not or does not run, 3 if a part is halted.
+	return `The command exits with 0 if the daemon is ready, 1 if the daemon is not ready or does not run, 3 if a part is halted.
 
 Examples:
   dinnerbell status

@@ -62,7 +62,7 @@ type verifyResult struct {
 
 // Help shows how it is used.
 func (*verifyCmd) Help() string {
-	return `It ends with 1 if a row differs.
+	return `The command exits with 1 if a row differs.
 
 Examples:
   dinnerbell verify

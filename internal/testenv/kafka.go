@@ -30,7 +30,7 @@ type KafkaOptions struct {
 }
 
 const (
-	kafkaReadyLimit = 6 * time.Minute // a first start downloads 45 MB, and one on a busy machine took 2:30
+	kafkaReadyLimit = 10 * time.Minute // a first start downloads 45 MB, and one on a starved machine took six minutes
 	kafkaStopLimit  = 30 * time.Second
 )
 
