@@ -60,7 +60,7 @@ func (a *applier) run(ctx context.Context) error {
 			persist = true
 		case <-a.queue.ready:
 		}
-		for g, ok := a.queue.take(); ok; g, ok = a.queue.take() {
+		for g, ok := a.queue.takeGroup(); ok; g, ok = a.queue.takeGroup() {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -68,7 +68,7 @@ func (a *applier) run(ctx context.Context) error {
 				return err
 			}
 			persist = persist || g.persist || g.observed >= a.store.EndLSN()+persistBytes
-			a.queue.release(g)
+			a.queue.releaseGroup(g)
 		}
 		if persist {
 			if err := a.persistPosition(ctx); err != nil {
@@ -96,7 +96,7 @@ func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
 // tryWriteBatch applies a batch, and opens the gate behind a batch that ends a
 // transaction.
 func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
-	if !a.holdsGate && !a.gate.enter(ctx) {
+	if !a.holdsGate && !a.gate.enterGate(ctx) {
 		return ctx.Err()
 	}
 	a.holdsGate = true
@@ -127,7 +127,7 @@ func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
 func (a *applier) leaveGate() {
 	if a.holdsGate {
 		a.holdsGate = false
-		a.gate.leave()
+		a.gate.leaveGate()
 	}
 }
 

@@ -61,7 +61,7 @@ const (
 // returns ctx's error when ctx ends, and ErrStopped when Run has returned and
 // nothing can become fresh any more. Any number of goroutines may call it; they
 // share queries.
-func (m *Mirror) Barrier(ctx context.Context) error { return m.barrier.await(ctx) }
+func (m *Mirror) Barrier(ctx context.Context) error { return m.barrier.awaitFresh(ctx) }
 
 // AwaitCommitted returns nil once the local state holds everything that was committed in
 // Postgres before the call, as Barrier does with Strict.
@@ -82,8 +82,8 @@ type freshnessBarrier struct {
 	settled broadcast // the rows and the catalogs may agree again
 }
 
-// await waits until the state is as fresh as the configuration asks for.
-func (b *freshnessBarrier) await(ctx context.Context) error {
+// awaitFresh waits until the state is as fresh as the configuration asks for.
+func (b *freshnessBarrier) awaitFresh(ctx context.Context) error {
 	wait := b.awaitStrict
 	switch b.freshness {
 	case Strict:

@@ -113,8 +113,8 @@ func newStoreGate(store *state.Store, pos *appliedPosition) *storeGate {
 	return &storeGate{held: make(chan struct{}, 1), store: store, pos: pos}
 }
 
-// enter waits for the gate; false: ctx ended.
-func (g *storeGate) enter(ctx context.Context) bool {
+// enterGate waits for the gate; false: ctx ended.
+func (g *storeGate) enterGate(ctx context.Context) bool {
 	select {
 	case g.held <- struct{}{}:
 		return true
@@ -123,7 +123,7 @@ func (g *storeGate) enter(ctx context.Context) bool {
 	}
 }
 
-func (g *storeGate) leave() { <-g.held }
+func (g *storeGate) leaveGate() { <-g.held }
 
 // position is how far the local state is: everything that committed up to it is
 // visible, whether the stream or a keepalive brought the position. It only grows
@@ -144,16 +144,16 @@ type pausedStream struct {
 	timer *time.Timer
 }
 
-// pause makes the stream wait at the end of a transaction, for limit at most.
-func (g *storeGate) pause(ctx context.Context, limit time.Duration) (*pausedStream, error) {
+// pauseStream makes the stream wait at the end of a transaction, for limit at most.
+func (g *storeGate) pauseStream(ctx context.Context, limit time.Duration) (*pausedStream, error) {
 	for {
-		if !g.enter(ctx) {
+		if !g.enterGate(ctx) {
 			return nil, ctx.Err()
 		}
 		if !g.InTransaction() {
-			return &pausedStream{at: g.position(), gate: g, timer: time.AfterFunc(limit, g.leave)}, nil
+			return &pausedStream{at: g.position(), gate: g, timer: time.AfterFunc(limit, g.leaveGate)}, nil
 		}
-		g.leave()
+		g.leaveGate()
 		if !source.Sleep(ctx, transactionPoll) {
 			return nil, ctx.Err()
 		}
@@ -164,21 +164,21 @@ func (g *storeGate) pause(ctx context.Context, limit time.Duration) (*pausedStre
 // over before: then the stream has gone on already.
 func (p *pausedStream) keepPaused() bool { return p.timer.Stop() }
 
-// resume lets the stream go on after keepPaused.
-func (p *pausedStream) resume() { p.gate.leave() }
+// resumeStream lets the stream go on after keepPaused.
+func (p *pausedStream) resumeStream() { p.gate.leaveGate() }
 
 // whilePaused runs do while the stream stands between two transactions, however long
 // it takes.
 func (g *storeGate) whilePaused(ctx context.Context, do func(at id.LSN) error) error {
 	for {
-		if !g.enter(ctx) {
+		if !g.enterGate(ctx) {
 			return ctx.Err()
 		}
 		err := fmt.Errorf("a transaction is applied in parts: %w", state.ErrNotThere)
 		if !g.InTransaction() {
 			err = do(g.position())
 		}
-		g.leave()
+		g.leaveGate()
 		if !errors.Is(err, state.ErrNotThere) {
 			return err
 		}

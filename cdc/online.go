@@ -59,7 +59,7 @@ type onlineRebuild struct {
 // the table and the end of the attempt, or the rows were loaded anew.
 func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	for range maxAttempts {
-		if done, err = r.attempt(ctx); !errors.Is(err, tablecopy.ErrRewritten) && !errors.Is(err, state.ErrStale) {
+		if done, err = r.attemptRebuild(ctx); !errors.Is(err, tablecopy.ErrRewritten) && !errors.Is(err, state.ErrStale) {
 			break
 		}
 		r.m.log.Info("the rebuild starts over", "reason", err)
@@ -67,8 +67,8 @@ func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	return done, err
 }
 
-// attempt makes one attempt. It returns ErrRewritten or ErrStale if another is needed.
-func (r *onlineRebuild) attempt(ctx context.Context) (done Rebuilt, err error) {
+// attemptRebuild makes one attempt. It returns ErrRewritten or ErrStale if another is needed.
+func (r *onlineRebuild) attemptRebuild(ctx context.Context) (done Rebuilt, err error) {
 	if r.side, err = openSideStream(ctx, r.m, r.work, source.RowsOutdated); err != nil {
 		return done, err
 	}
@@ -144,7 +144,7 @@ var errHeldTooLong = errors.New("the stream would have had to wait too long")
 // them take over. Changes that the side stream sends behind that position are not
 // read.
 func (r *onlineRebuild) flipGeneration(ctx context.Context, to *generationWriter) (id.LSN, error) {
-	h, err := r.m.gate.pause(ctx, maxHold)
+	h, err := r.m.gate.pauseStream(ctx, maxHold)
 	if err != nil {
 		return 0, err
 	}
@@ -154,7 +154,7 @@ func (r *onlineRebuild) flipGeneration(ctx context.Context, to *generationWriter
 	err = to.followTo(r.side, h.at)
 	kept := h.keepPaused()
 	if kept {
-		defer h.resume()
+		defer h.resumeStream()
 	}
 	switch {
 	case err != nil:

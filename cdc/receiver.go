@@ -44,7 +44,7 @@ func (r *walReceiver) run(ctx context.Context) error {
 func (r *walReceiver) queueEvent(ctx context.Context, ev *replication.Event) error {
 	if ev.HasPiece {
 		r.status.NoteReceived(ev.Piece.End)
-		return r.queue.put(ctx, ev.Piece)
+		return r.queue.putPiece(ctx, ev.Piece)
 	}
 	if ev.WALEnd != 0 {
 		r.status.NoteReceived(ev.WALEnd)
@@ -111,10 +111,10 @@ func wakeWaiter(c chan struct{}) {
 	}
 }
 
-// put copies a piece in, and waits while the queue is full. A small transaction
+// putPiece copies a piece in, and waits while the queue is full. A small transaction
 // joins the one before it if the applier has not taken that yet, so that one Apply
 // carries everything that came in during the last.
-func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
+func (q *groupQueue) putPiece(ctx context.Context, p pgoutput.Piece) error {
 	for {
 		q.mu.Lock()
 		if q.bytes == 0 || q.bytes+p.Bytes <= maxQueueBytes {
@@ -181,9 +181,9 @@ func (q *groupQueue) putKeepalive(walEnd id.LSN, persist bool) {
 	wakeWaiter(q.ready)
 }
 
-// take returns the next group, if there is one. The caller gives it back with
+// takeGroup returns the next group, if there is one. The caller gives it back with
 // release.
-func (q *groupQueue) take() (changeGroup, bool) {
+func (q *groupQueue) takeGroup() (changeGroup, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.groups) == 0 {
@@ -198,8 +198,8 @@ func (q *groupQueue) take() (changeGroup, bool) {
 	return g, true
 }
 
-// release frees the memory of an applied group.
-func (q *groupQueue) release(g changeGroup) {
+// releaseGroup frees the memory of an applied group.
+func (q *groupQueue) releaseGroup(g changeGroup) {
 	q.waiting.Add(-int64(len(g.batch.Changes)))
 	clear(g.batch.Changes)
 	q.mu.Lock()

@@ -24,7 +24,7 @@ func TestQueueGroups(t *testing.T) {
 	t.Parallel()
 	q := newGroupQueue()
 	put := func(p pgoutput.Piece) {
-		if err := q.put(t.Context(), p); err != nil {
+		if err := q.putPiece(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -43,17 +43,17 @@ func TestQueueGroups(t *testing.T) {
 		{batch: state.Batch{End: 40}, bytes: 100, partial: true, observed: 45, persist: true},
 		{batch: state.Batch{End: 50}, bytes: 100, observed: 50},
 	} {
-		g, ok := q.take()
+		g, ok := q.takeGroup()
 		if !ok || g.batch.End != want.batch.End || g.bytes != want.bytes || g.partial != want.partial || g.observed != want.observed || g.persist != want.persist {
 			t.Errorf("group %d is %+v, want %+v", i, g, want)
 		}
-		q.release(g)
+		q.releaseGroup(g)
 	}
-	if _, ok := q.take(); ok || q.bytes != 0 {
+	if _, ok := q.takeGroup(); ok || q.bytes != 0 {
 		t.Errorf("queue is not empty: %d bytes", q.bytes)
 	}
 	q.putKeepalive(60, false)
-	if g, ok := q.take(); !ok || !g.isEmpty() || g.observed != 60 {
+	if g, ok := q.takeGroup(); !ok || !g.isEmpty() || g.observed != 60 {
 		t.Errorf("a keepalive alone gives %+v", g)
 	}
 }
@@ -64,18 +64,18 @@ func TestQueueIsBounded(t *testing.T) {
 	q := newGroupQueue()
 	p := piecesOf(1, 10, true)
 	p.Bytes = maxQueueBytes
-	if err := q.put(t.Context(), p); err != nil {
+	if err := q.putPiece(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if err := q.put(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
+	if err := q.putPiece(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("put into a full queue: %v", err)
 	}
 	done := make(chan error)
-	go func() { done <- q.put(t.Context(), p) }()
-	g, _ := q.take()
-	q.release(g)
+	go func() { done <- q.putPiece(t.Context(), p) }()
+	g, _ := q.takeGroup()
+	q.releaseGroup(g)
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

@@ -30,9 +30,9 @@ type renewal struct {
 	failed  atomic.Int32 // attempts in a row
 }
 
-// request asks for a rebuild. It returns a *NewSnapshotError if the rows cannot be
+// requestRenewal asks for a rebuild. It returns a *NewSnapshotError if the rows cannot be
 // rebuilt beside the served ones.
-func (n *renewal) request(reason string) error {
+func (n *renewal) requestRenewal(reason string) error {
 	switch {
 	case n.running.Load():
 	case n.failed.Load() >= maxRenewals:

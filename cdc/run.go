@@ -128,7 +128,7 @@ func (m *Mirror) admitService() { m.admit.Do(func() { close(m.admitted) }) }
 // goroutine that it started has ended when it returns.
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.stop.Do(func() { close(m.stopped) })
-	defer m.work.forbid(ErrStopped)
+	defer m.work.forbidWork(ErrStopped)
 	if m.invalid != nil {
 		return m.recordHalt(m.invalid)
 	}

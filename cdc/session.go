@@ -311,7 +311,7 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	case !complete || v == source.StreamLost || v == source.RowsOutdated && m.cfg.HaltOnLost:
 		return &pgoutput.NewSnapshotError{Reason: reason}
 	case v == source.RowsOutdated:
-		return m.renewal.request(reason)
+		return m.renewal.requestRenewal(reason)
 	case stored != cat.Source:
 		// The store refuses it in the middle of a transaction; the next look comes.
 		err := m.store.Follow(cat.Source)

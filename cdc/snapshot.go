@@ -34,8 +34,8 @@ func (t *tableSnapshot) replaceRows(ctx context.Context) (err error) {
 			t.abandonSlot(ctx, err)
 		}
 	}()
-	t.m.work.forbid(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
-	defer t.m.work.allow()
+	t.m.work.forbidWork(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
+	defer t.m.work.allowWork()
 	t.m.stats.beginSnapshot()
 	for range maxAttempts {
 		// An attempt waits for open transactions and for the table's locks: during

@@ -176,7 +176,7 @@ func (m *Mirror) Status() Status {
 		Nudges:        s.nudges.Load(),
 		BadIDs:        s.badIDs.Load(),
 		NullIDs:       s.nullIDs.Load(),
-		Work:          m.work.current(),
+		Work:          m.work.currentStatus(),
 		Checkpoint:    s.checkpoint.current(),
 	}
 	s.mu.Lock()

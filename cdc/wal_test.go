@@ -169,7 +169,7 @@ func TestSlotUnreservedAndLost(t *testing.T) {
 	}
 
 	release := stall()
-	r.fill(80) // no checkpoint comes between
+	r.fill(80)                               // no checkpoint comes between
 	r.await("danger", func(st Status) bool { // the log line follows the status
 		return st.SlotWALStatus == source.SlotUnreserved && st.SafeWALSize <= 0 &&
 			log.contains("may lose its WAL at the server's next checkpoint")

@@ -102,9 +102,9 @@ func (q *workSlot) endWork(ctx context.Context, w *sideWork, err error) error {
 	return nil
 }
 
-// forbid ends the work under way, waits for its end, and lets none begin until
+// forbidWork ends the work under way, waits for its end, and lets none begin until
 // allow.
-func (q *workSlot) forbid(because error) {
+func (q *workSlot) forbidWork(because error) {
 	q.mu.Lock()
 	q.forbidden = because
 	w := q.now
@@ -115,14 +115,14 @@ func (q *workSlot) forbid(because error) {
 	}
 }
 
-func (q *workSlot) allow() {
+func (q *workSlot) allowWork() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.forbidden = nil
 }
 
-// current returns the work under way; nil: there is none.
-func (q *workSlot) current() *WorkStatus {
+// currentStatus returns the work under way; nil: there is none.
+func (q *workSlot) currentStatus() *WorkStatus {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	w := q.now

@@ -189,7 +189,7 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 		a.addCommitted(now, startTime{start: int64(10 - i), key: campaign.Key{Campaign: fmt.Sprint(i), Restaurant: "r"}, version: 1})
 	}
 	a.addCommitted(now, startTime{start: 1001, key: campaign.Key{Campaign: "later", Restaurant: "r"}, version: 1})
-	if scheduled, waiting := a.counts(); scheduled != 1 || waiting != 3 {
+	if scheduled, waiting := a.countStarts(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
 	if _, some := a.takeUnlisted(1000); some {
@@ -198,7 +198,7 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 	if n := len(a.takeDue(1000)); n != 3 {
 		t.Errorf("%d are due, want 3", n)
 	}
-	if _, waiting := a.counts(); waiting != 3 {
+	if _, waiting := a.countStarts(); waiting != 3 {
 		t.Errorf("%d wait until they are handed on, want 3", waiting)
 	}
 	// Campaigns that were due may still be pending.
@@ -209,7 +209,7 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 		t.Error("the others are looked for twice")
 	}
 	a.addLoaded(now, []startTime{{start: 10, key: campaign.Key{Campaign: "0", Restaurant: "r"}, version: 1}, {start: 7, key: campaign.Key{Campaign: "3", Restaurant: "r"}, version: 1}})
-	if _, waiting := a.counts(); waiting != 3+1 {
+	if _, waiting := a.countStarts(); waiting != 3+1 {
 		t.Errorf("%d wait, want the three that are brought, and one that was not listed", waiting)
 	}
 }

@@ -34,11 +34,11 @@ func TestStepAllocations(t *testing.T) {
 		build := func() {
 			st := newStep(sink.ContractTable())
 			st.picks, st.copyData = append(st.picks, picks...), buffer
-			st.seal(7)
+			st.sealStep(7)
 			buffer = st.copyData
 			p := st.buildPayload()
 			p.Encode()
-			out.prepare([]*record.Payload{p}, p.RecordBytes(), 8<<20)
+			out.prepareRecords([]*record.Payload{p}, p.RecordBytes(), 8<<20)
 			for i := range p.Segments {
 				for j := range p.Segments[i].Clients.Len() {
 					out.arena, _, _ = p.Segments[i].Render().AppendRecord(out.arena, p.Segments[i].Clients.At(j))

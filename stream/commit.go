@@ -244,7 +244,7 @@ func (c *committer) handleResult(ctx context.Context, failed error) error {
 		return err
 	}
 	for _, d := range again {
-		d.st.seal(c.lane.svc.now().Unix())
+		d.st.sealStep(c.lane.svc.now().Unix())
 		if err := c.submitStep(ctx, d); err != nil {
 			return err
 		}

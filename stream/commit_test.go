@@ -51,7 +51,7 @@ func (w *deployment) stepFor(c *campaign.Campaign, clients ...string) *step {
 	st.picks = []*clientPick{p}
 	p.live.version = 1
 	st.rows[c.Key()] = &campaignRow{liveCampaign: p.live, accept: true, state: sink.StateFinished}
-	st.seal(time.Now().Unix())
+	st.sealStep(time.Now().Unix())
 	return st
 }
 
@@ -120,7 +120,7 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 		}
 		st.picks = append(st.picks, p)
 		st.noteProgress(l, sink.StateFinished)
-		st.seal(time.Now().Unix())
+		st.sealStep(time.Now().Unix())
 		return st
 	}
 	mixed := w.stepFor(&other, "a")

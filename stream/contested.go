@@ -32,7 +32,7 @@ func (st *step) isContested() bool {
 func (c *committer) commitContested(ctx context.Context, d *inflightStep) error {
 	for {
 		if d.st.postponeGuarded() {
-			d.st.seal(c.lane.svc.now().Unix())
+			d.st.sealStep(c.lane.svc.now().Unix())
 		}
 		err := c.tryContested(ctx, d)
 		if err == nil {
@@ -49,7 +49,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 		if err := c.rollBack(ctx, d, err); err != nil {
 			return err
 		}
-		d.st.seal(c.lane.svc.now().Unix())
+		d.st.sealStep(c.lane.svc.now().Unix())
 	}
 }
 

@@ -161,7 +161,7 @@ func (d *decider) enqueueMessages(a messageBatch) {
 func (d *decider) enqueueDue(list []*liveCampaign) {
 	d.forgetCorrected() // before the campaigns are compared with the remembered messages
 	for _, l := range list {
-		r, there := d.recent.get(l.Key()), d.sched.byKey[l.Key()]
+		r, there := d.recent.versionOf(l.Key()), d.sched.byKey[l.Key()]
 		if r != nil && r.RowVersion > l.version || there != nil && there.version >= l.version && !there.lost.Load() {
 			// Since the row was loaded, a message was accepted in its place, or a replay
 			// has restarted the fan-out: the loaded cursor is not that of this version.
@@ -169,7 +169,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 				d.delivered.deleteCaches(l.delivered)
 			}
 			if l.rejoins {
-				d.late.rejoining.drop(l.Key())
+				d.late.rejoining.dropCampaign(l.Key())
 			}
 			continue
 		}
@@ -182,7 +182,7 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 // forgetCorrected forgets the messages of campaigns that a step was wrong about.
 func (d *decider) forgetCorrected() {
 	for _, k := range d.corrected.takeAll() {
-		d.recent.remove(k)
+		d.recent.removeVersion(k)
 	}
 }
 
@@ -252,7 +252,7 @@ func (d *decider) acceptMessage(st *step, m *message) {
 // another lane may have accepted a newer one since.
 func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
 	k, n := m.campaign.Key(), m.accepted
-	if r := d.recent.get(k); r != nil && (n == nil || r.After(*n)) {
+	if r := d.recent.versionOf(k); r != nil && (n == nil || r.After(*n)) {
 		n = r
 	}
 	if r := st.rows[k]; r != nil && (r.accept || r.repeats) {
@@ -268,7 +268,7 @@ func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
 func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version, outcome campaign.Outcome) {
 	k := m.campaign.Key()
 	if old := d.sched.byKey[k]; old != nil {
-		d.sched.remove(old)
+		d.sched.removeCampaign(old)
 	}
 	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received, sent: m.time}
 	if before != nil {
@@ -301,7 +301,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if r.state == sink.StatePending {
 		d.lane.svc.traces.begin(m, d.lane.id)
 	}
-	d.recent.put(k, r.acceptedVersion())
+	d.recent.putVersion(k, r.acceptedVersion())
 }
 
 // joinsAtOnce reports whether a message's campaign is joined at once. Otherwise its
@@ -316,12 +316,12 @@ func (d *decider) joinsAtOnce(m *message, before *campaign.Version) bool {
 // message is its newest now, and an older one must not take its place.
 func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	if old := d.sched.byKey[m.campaign.Key()]; old != nil && *old.Campaign != *m.campaign {
-		d.sched.remove(old) // another lane's message has replaced it
+		d.sched.removeCampaign(old) // another lane's message has replaced it
 	}
 	now := *before
 	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
 	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion, approved: before.Approved}, now, before)
-	d.recent.put(m.campaign.Key(), now)
+	d.recent.putVersion(m.campaign.Key(), now)
 }
 
 // acceptAll accepts as much of the backlog as the step can hold.
@@ -338,7 +338,7 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	case st.copyData = <-d.buffers:
 	default:
 	}
-	st.seal(d.lane.svc.now().Unix())
+	st.sealStep(d.lane.svc.now().Unix())
 	d.lane.noteBuilt(st)
 	failpoint.Hit("decide/sealed")
 	for {
@@ -349,7 +349,7 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 			again.Stop()
 			return nil
 		case <-again.C:
-			st.seal(d.lane.svc.now().Unix())
+			st.sealStep(d.lane.svc.now().Unix())
 		case <-ctx.Done():
 			again.Stop()
 			return ctx.Err()

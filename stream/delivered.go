@@ -51,8 +51,8 @@ type deliveredCache struct {
 	total int
 }
 
-// reserve counts clients under a name, or returns false where the bound is reached.
-func (c *deliveredCache) reserve(name id.ID, clients int) bool {
+// reserveRoom counts clients under a name, or returns false where the bound is reached.
+func (c *deliveredCache) reserveRoom(name id.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.total+clients > deliveredClients {
@@ -69,12 +69,12 @@ func (c *deliveredCache) reserve(name id.ID, clients int) bool {
 // deleteCaches deletes names from the cache. A failure costs disk space until the next
 // start.
 func (c *deliveredCache) deleteCaches(names ...id.ID) {
-	c.release(names)
+	c.releaseRoom(names)
 	c.deleteNames(names)
 }
 
-// release gives back the room of names.
-func (c *deliveredCache) release(names []id.ID) {
+// releaseRoom gives back the room of names.
+func (c *deliveredCache) releaseRoom(names []id.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
@@ -151,7 +151,7 @@ func (c *deliveredCache) addClients(name id.ID, clients *id.List, own bool) (id.
 		return "", nil
 	}
 	err := state.ErrDiskFull
-	if c.reserve(name, clients.Len()) {
+	if c.reserveRoom(name, clients.Len()) {
 		err = c.store.MarkDelivered(name, clients, own)
 	}
 	if errors.Is(err, state.ErrDiskFull) {

@@ -73,14 +73,14 @@ func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 func TestDeliveredCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	var c deliveredCache
-	if !c.reserve("a", deliveredClients-1) || c.reserve("b", 2) || !c.reserve("b", 1) {
+	if !c.reserveRoom("a", deliveredClients-1) || c.reserveRoom("b", 2) || !c.reserveRoom("b", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.release([]id.ID{"a"})
-	if !c.reserve("b", deliveredClients-1) || c.reserve("a", 1) {
+	c.releaseRoom([]id.ID{"a"})
+	if !c.reserveRoom("b", deliveredClients-1) || c.reserveRoom("a", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.release([]id.ID{"b"})
+	c.releaseRoom([]id.ID{"b"})
 	if c.total != 0 || len(c.names) != 0 {
 		t.Errorf("%+v", c.names)
 	}

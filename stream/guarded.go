@@ -207,15 +207,15 @@ func (st *step) postponeGuarded() (postponed bool) {
 			continue
 		}
 		left -= p.clients.Len()
-		st.postpone(st.rows[p.live.Key()]) // the row is there: see decider.pickClients
+		st.postponeCampaign(st.rows[p.live.Key()]) // the row is there: see decider.pickClients
 		postponed = true
 	}
 	return postponed
 }
 
-// postpone takes a campaign out of the step, to be joined again from where the last
+// postponeCampaign takes a campaign out of the step, to be joined again from where the last
 // committed step has left it. Steps behind this one drop it, and decide leaves it alone.
-func (st *step) postpone(r *campaignRow) {
+func (st *step) postponeCampaign(r *campaignRow) {
 	l := r.liveCampaign
 	l.postponed.Store(true)
 	l.lost.Store(true)

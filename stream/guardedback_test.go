@@ -85,7 +85,7 @@ func TestRefusedClientGuardsNoOtherCampaign(t *testing.T) {
 	st, other := w.stepFor(&c1, few...), w.stepFor(&c2, large[:1900]...)
 	st.picks = append(st.picks, other.picks...)
 	st.rows[c2.Key()] = other.rows[c2.Key()]
-	st.seal(st.trigger)
+	st.sealStep(st.trigger)
 	if err := commitSteps(t, s, st); err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestStepWithoutClientsOfACampaignThatHasEnded(t *testing.T) {
 			st := newStep(sink.ContractTable())
 			r.liveCampaign.cursor = r.cursor
 			st.noteProgress(r.liveCampaign, state) // everybody whom it looked at has the campaign
-			st.seal(time.Now().Unix())
+			st.sealStep(time.Now().Unix())
 			if err := commitSteps(t, s, before, st); err != nil {
 				t.Fatal(err)
 			}
@@ -181,7 +181,7 @@ func TestStepWithoutClientsOfARefusedCampaign(t *testing.T) {
 			before.picks = []*clientPick{{live: l, clients: &id.List{}}}
 			st := newStep(&sink.FeedbackTable{})
 			st.noteProgress(l, state) // everybody whom it looked at has the campaign
-			st.seal(1)
+			st.sealStep(1)
 			before.noteRefused(before.picks[0], "the table is against it")
 			l.refused.Store(true) // before is committed
 			st.resealIfChanged(time.Unix(1, 0))

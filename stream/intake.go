@@ -136,7 +136,7 @@ func (i *intake) awaitBarrier(ctx context.Context, patience time.Duration) (pass
 func (l *lane) awaitFresh(ctx context.Context) error {
 	l.waiting.Add(1)
 	defer l.waiting.Add(-1)
-	if err := l.gate.Load().await(ctx); err != nil {
+	if err := l.gate.Load().awaitReached(ctx); err != nil {
 		return fmt.Errorf("wait until the subscriptions have come as far as the lane: %w", err)
 	}
 	if err := l.svc.barrier.Barrier(ctx); err != nil {

@@ -97,7 +97,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		return 0, false, err
 	}
 	if limit := d.lane.svc.maxAudience.Load(); limit > 0 && !l.admitted {
-		if admitted, parked, err := d.admit(scan, l, limit); err != nil || !admitted {
+		if admitted, parked, err := d.admitCampaign(scan, l, limit); err != nil || !admitted {
 			if parked {
 				failpoint.Hit("decide/parked")
 				st.noteParked(l, limit).audience = &l.counted

@@ -106,16 +106,16 @@ func (l *lane) run(ctx context.Context) error {
 		} else {
 			l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "again_in", delay.Round(time.Millisecond))
 		}
-		if !l.pause(ctx, delay, err) {
+		if !l.pauseBeforeSession(ctx, delay, err) {
 			return nil
 		}
 	}
 }
 
-// pause waits before the next session and reports whether there is one. A replay that waits
+// pauseBeforeSession waits before the next session and reports whether there is one. A replay that waits
 // for a session gets the right that this lane lacks: no session begins before somebody has
 // granted it.
-func (l *lane) pause(ctx context.Context, delay time.Duration, err error) bool {
+func (l *lane) pauseBeforeSession(ctx context.Context, delay time.Duration, err error) bool {
 	replays := l.replays
 	if !lacksRight(err) {
 		replays = nil

@@ -53,7 +53,7 @@ func newLateWork() *lateWork {
 // settleView notes that a view's step is given up, since it changes nothing.
 func (w *lateWork) settleView(view int64) {
 	if w != nil {
-		w.views.settle(view)
+		w.views.settleView(view)
 	}
 }
 
@@ -61,7 +61,7 @@ func (w *lateWork) settleView(view int64) {
 func (w *lateWork) applyStep(st *step) {
 	if w != nil {
 		w.rejoining.applyStep(st)
-		w.views.settle(st.view)
+		w.views.settleView(st.view)
 	}
 }
 
@@ -99,8 +99,8 @@ func newReachGate(at id.LSN) *reachGate {
 	return g
 }
 
-// await waits until the gate is open. A nil gate is open.
-func (g *reachGate) await(ctx context.Context) error {
+// awaitReached waits until the gate is open. A nil gate is open.
+func (g *reachGate) awaitReached(ctx context.Context) error {
 	if g == nil {
 		return nil
 	}

@@ -69,7 +69,7 @@ type readBatch struct {
 // noteEnd records the partition's end; next is the lane's next offset.
 func (g *inputLag) noteEnd(end, next int64, now time.Time) {
 	g.end, g.looked = end, now
-	g.trim(next)
+	g.trimBelow(next)
 	if end <= next || len(g.ends) > 0 && g.ends[len(g.ends)-1].offset >= end {
 		return
 	}
@@ -91,8 +91,8 @@ func (g *inputLag) noteRead(batch []message) {
 	g.batches = append(g.batches, readBatch{last: batch[len(batch)-1].offset, produced: time.UnixMilli(first.time)})
 }
 
-// trim forgets the marks that the lane has come to.
-func (g *inputLag) trim(next int64) {
+// trimBelow forgets the marks that the lane has come to.
+func (g *inputLag) trimBelow(next int64) {
 	n := 0
 	for n < len(g.ends) && g.ends[n].offset <= next {
 		n++
@@ -113,7 +113,7 @@ func (g *inputLag) lag(next int64, now time.Time) (messages int64, behind time.D
 	if g.looked.IsZero() || now.Sub(g.looked) > lagUnknownAfter {
 		return -1, -1
 	}
-	g.trim(next)
+	g.trimBelow(next)
 	messages = g.end - next
 	if messages <= 0 {
 		return 0, 0
@@ -153,7 +153,7 @@ type decidedStep struct {
 
 // noteDecided records that the oldest of the built steps is committed as step seq.
 func (t *lateness) noteDecided(seq, next int64) {
-	t.input.trim(next)
+	t.input.trimBelow(next)
 	if len(t.built) > 0 {
 		t.built = slices.Delete(t.built, 0, 1)
 	}

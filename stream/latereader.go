@@ -349,7 +349,7 @@ func (r *lateReader) settleViews(ctx context.Context, last id.LSN) error {
 		return nil
 	}
 	visible := r.store.EndLSN()
-	if err := r.late.views.await(ctx); err != nil {
+	if err := r.late.views.awaitSettled(ctx); err != nil {
 		return err
 	}
 	r.settled = max(last, visible)
@@ -374,7 +374,7 @@ func (r *lateReader) handleRestaurants(ctx context.Context, found []newSubscribe
 			return err
 		}
 		for _, c := range list {
-			if err := r.pick(ctx, c, &found[c.Of]); err != nil {
+			if err := r.pickClients(ctx, c, &found[c.Of]); err != nil {
 				return err
 			}
 		}
@@ -391,9 +391,9 @@ func (r *lateReader) readServed(ctx context.Context, ask []sink.LateRestaurant) 
 	return list, rest, err
 }
 
-// pick adds late picks of a campaign to the batch at hand. The batch goes to decide when
+// pickClients adds late picks of a campaign to the batch at hand. The batch goes to decide when
 // it is full.
-func (r *lateReader) pick(ctx context.Context, c sink.ServedCampaign, of *newSubscribers) error {
+func (r *lateReader) pickClients(ctx context.Context, c sink.ServedCampaign, of *newSubscribers) error {
 	clients := of.clients
 	if c.Cursor != "" { // a client behind it in the order of the join is no late one
 		n, at := slices.BinarySearch(clients, c.Cursor)

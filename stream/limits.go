@@ -66,23 +66,23 @@ func (p *pace) setRate(rate int64, now time.Time) {
 	if rate == p.rate.Load() {
 		return
 	}
-	p.refill(now)
+	p.refillTokens(now)
 	if p.rate.Swap(rate) == 0 {
 		p.tokens, p.at = 0, now
 	}
-	p.bound()
+	p.boundTokens()
 }
 
-func (p *pace) refill(now time.Time) {
+func (p *pace) refillTokens(now time.Time) {
 	if passed := now.Sub(p.at); passed > 0 {
 		p.tokens += passed.Seconds() * float64(p.rate.Load())
 	}
 	p.at = now
-	p.bound()
+	p.boundTokens()
 }
 
-// bound keeps tokens between the debt and the burst.
-func (p *pace) bound() {
+// boundTokens keeps tokens between the debt and the burst.
+func (p *pace) boundTokens() {
 	rate := float64(p.rate.Load())
 	p.tokens = min(max(p.tokens, -paceDebt*rate), max(1, paceBurst*rate))
 }
@@ -96,7 +96,7 @@ func (p *pace) takeTokens(lane int32, want int, now time.Time) (room int, again 
 	if rate == 0 {
 		return want, 0
 	}
-	p.refill(now)
+	p.refillTokens(now)
 	if p.lanes == nil {
 		p.lanes = map[int32]*paceTurn{}
 	}
@@ -131,7 +131,7 @@ func (p *pace) returnTokens(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tokens += float64(n)
-	p.bound()
+	p.boundTokens()
 }
 
 const (
@@ -142,11 +142,11 @@ const (
 	admitScan = 4096 // of them in one call
 )
 
-// admit counts the audience of a campaign that is joined from the start for the first
+// admitCampaign counts the audience of a campaign that is joined from the start for the first
 // time or as an edit. admitted is set once it is within the limit, or an operator has
 // approved it; parked, if it exceeds the limit. With neither, the next turn counts on. It
 // counts all, so that the operator who decides knows the number.
-func (d *decider) admit(scan *state.Scan, l *liveCampaign, limit int64) (admitted, parked bool, err error) {
+func (d *decider) admitCampaign(scan *state.Scan, l *liveCampaign, limit int64) (admitted, parked bool, err error) {
 	if l.approved || l.cursor != "" || l.rejoins {
 		l.admitted = true
 		return true, false, nil

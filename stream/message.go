@@ -245,15 +245,15 @@ func newRecentMessages(limit int) *recentMessages {
 	return &recentMessages{limit: limit, byKey: map[campaign.Key]recentMessage{}}
 }
 
-// get returns the remembered version of a campaign, or nil.
-func (r *recentMessages) get(k campaign.Key) *campaign.Version {
+// versionOf returns the remembered version of a campaign, or nil.
+func (r *recentMessages) versionOf(k campaign.Key) *campaign.Version {
 	if e, ok := r.byKey[k]; ok {
 		return &e.Version
 	}
 	return nil
 }
 
-func (r *recentMessages) put(k campaign.Key, n campaign.Version) {
+func (r *recentMessages) putVersion(k campaign.Key, n campaign.Version) {
 	r.count++
 	r.byKey[k] = recentMessage{n, r.count}
 	r.uses = append(r.uses, recentUse{k, r.count})
@@ -266,4 +266,4 @@ func (r *recentMessages) put(k campaign.Key, n campaign.Version) {
 	}
 }
 
-func (r *recentMessages) remove(k campaign.Key) { delete(r.byKey, k) }
+func (r *recentMessages) removeVersion(k campaign.Key) { delete(r.byKey, k) }

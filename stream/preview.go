@@ -32,14 +32,14 @@ type Preview struct {
 // Preview judges a message as a lane does, against subscriptions as fresh as a
 // lane's, and sends nothing.
 func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
-	p, err := s.preview(ctx, value)
+	p, err := s.previewMessage(ctx, value)
 	return p, s.explainDenied(ctx, err)
 }
 
-func (s *Service) preview(ctx context.Context, value []byte) (*Preview, error) {
+func (s *Service) previewMessage(ctx context.Context, value []byte) (*Preview, error) {
 	r := &replay{svc: s}
 	defer r.close()
-	if err := r.connect(ctx); err != nil {
+	if err := r.connectClients(ctx); err != nil {
 		return nil, err
 	}
 	m := r.messages.parser.parseRecord(&fetch.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})

@@ -33,11 +33,11 @@ type rejoiner struct {
 
 // run works until there are no more, or ctx ends.
 func (r *rejoiner) run(ctx context.Context) error {
-	if err := r.gate.await(ctx); err != nil {
+	if err := r.gate.awaitReached(ctx); err != nil {
 		return err
 	}
 	for {
-		under := r.late.rejoining.list()
+		under := r.late.rejoining.campaignKeys()
 		list, err := bounded(ctx, r.timeout, func(ctx context.Context) ([]sink.DueCampaign, error) {
 			return r.claim.Tables.ReadRejoins(ctx, r.reader, r.lane.id, under, rejoinPage)
 		})
@@ -112,8 +112,8 @@ func (r *rejoinList) add(k campaign.Key) {
 	r.keys[k] = true
 }
 
-// drop takes out a campaign that decide has not taken.
-func (r *rejoinList) drop(k campaign.Key) {
+// dropCampaign takes out a campaign that decide has not taken.
+func (r *rejoinList) dropCampaign(k campaign.Key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.keys, k)
@@ -127,8 +127,8 @@ func (r *rejoinList) wakeLocked() {
 	}
 }
 
-// list returns the keys.
-func (r *rejoinList) list() (out []campaign.Key) {
+// campaignKeys returns the keys.
+func (r *rejoinList) campaignKeys() (out []campaign.Key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for k := range r.keys {

@@ -109,7 +109,7 @@ func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(s
 	}
 	r := &replay{svc: s, dryRun: req.DryRun, progress: progress, report: &ReplayReport{DryRun: req.DryRun}}
 	defer r.close()
-	report, err := r.run(ctx, req)
+	report, err := r.replayMessages(ctx, req)
 	return report, s.explainDenied(ctx, err)
 }
 
@@ -119,8 +119,8 @@ func (s *Service) explainDenied(ctx context.Context, err error) error {
 	return sink.ExplainDeniedAnew(ctx, s.cfg.Sink, sink.RunningRights, err)
 }
 
-func (r *replay) run(ctx context.Context, req ReplayRequest) (*ReplayReport, error) {
-	if err := r.connect(ctx); err != nil {
+func (r *replay) replayMessages(ctx context.Context, req ReplayRequest) (*ReplayReport, error) {
+	if err := r.connectClients(ctx); err != nil {
 		return nil, err
 	}
 	if err := r.findRanges(ctx, req); err != nil {
@@ -159,9 +159,9 @@ type replay struct {
 	total  int64
 }
 
-// connect connects to Kafka and Postgres, and reads the feedback table's columns and the
+// connectClients connects to Kafka and Postgres, and reads the feedback table's columns and the
 // topics' limits.
-func (r *replay) connect(ctx context.Context) (err error) {
+func (r *replay) connectClients(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
 	r.reader = r.svc.readers.Open()
 	client, err := cfg.Kafka.NewClient()

@@ -247,7 +247,7 @@ func (w *virtualWorld) work(n int32, l *virtualLane) bool {
 		l.decider.late.settleView(st.view)
 		return picked || len(list)+len(due) > 0
 	}
-	st.seal(w.second)
+	st.sealStep(w.second)
 	w.commit(n, st)
 	l.decider.late.applyStep(st)
 	l.starts.applyStep(w.svc.now(), st)
@@ -385,8 +385,8 @@ func (w *virtualWorld) dropStale() {
 		}
 		for k, c := range l.decider.sched.byKey {
 			if r := w.campaigns[k]; r != nil && (r.newest.RowVersion != c.version || r.newest.Owner != int32(n)) {
-				l.decider.sched.remove(c)
-				l.decider.recent.remove(k)
+				l.decider.sched.removeCampaign(c)
+				l.decider.recent.removeVersion(k)
 			}
 		}
 	}

@@ -93,7 +93,7 @@ func newSchedule() *schedule {
 // add puts a campaign in, in place of one of the same key.
 func (s *schedule) add(l *liveCampaign) {
 	if old := s.byKey[l.Key()]; old != nil {
-		s.remove(old)
+		s.removeCampaign(old)
 	}
 	l.fresh = true
 	s.byKey[l.Key()] = l
@@ -121,8 +121,8 @@ func (s *schedule) markContested(l *liveCampaign) {
 	}
 }
 
-// remove takes a campaign out that is finished, ended or replaced.
-func (s *schedule) remove(l *liveCampaign) {
+// removeCampaign takes a campaign out that is finished, ended or replaced.
+func (s *schedule) removeCampaign(l *liveCampaign) {
 	if l.done {
 		return
 	}
@@ -159,7 +159,7 @@ func (s *schedule) takeEnded(now int64) []*liveCampaign {
 		}
 	}
 	for _, l := range ended {
-		s.remove(l)
+		s.removeCampaign(l)
 	}
 	slices.SortFunc(ended, func(a, b *liveCampaign) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return ended
@@ -230,7 +230,7 @@ func (s *schedule) serveTurn(l *liveCampaign, room int, take serveFunc) (int, er
 	l.fresh = false
 	switch {
 	case exhausted:
-		s.remove(l)
+		s.removeCampaign(l)
 	case l.passedOver:
 		l.passedOver = false
 		s.passedOver = append(s.passedOver, l)

@@ -157,7 +157,7 @@ func TestReplacedAndEndedCampaignsAreNotServed(t *testing.T) {
 	old := newLive("a")
 	s.add(old)
 	s.add(newLive("b"))
-	s.remove(old)
+	s.removeCampaign(old)
 	ended := s.takeEnded(999)
 	if len(ended) != 0 {
 		t.Errorf("%d campaigns ended before their end", len(ended))
@@ -181,8 +181,8 @@ func TestCampaignsOfOneIDAreContested(t *testing.T) {
 	if !a.contested.Load() || !b.contested.Load() || other.contested.Load() {
 		t.Errorf("contested: %v %v %v", a.contested.Load(), b.contested.Load(), other.contested.Load())
 	}
-	s.remove(a)
-	s.remove(b)
+	s.removeCampaign(a)
+	s.removeCampaign(b)
 	if len(s.byID) != 1 {
 		t.Errorf("%d ids are kept for one campaign", len(s.byID))
 	}

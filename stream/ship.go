@@ -82,7 +82,7 @@ func (s *shipper) run(ctx context.Context) error {
 // the first step behind them, or nil.
 func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recordBuffers) (*inflightStep, error) {
 	batch, size, next := s.collectCommitted(d)
-	out.prepare(batch, size, 2*s.claim.Config.StepBytes)
+	out.prepareRecords(batch, size, 2*s.claim.Config.StepBytes)
 	err := s.shipBatch(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.Lane,
@@ -92,7 +92,7 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
-	s.advance(batch)
+	s.advanceShipped(batch)
 	return next, nil
 }
 
@@ -130,7 +130,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 		return false, nil
 	}
 	batch := []*record.Payload{d.early}
-	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.Config.StepBytes)
+	out.prepareRecords(batch, d.early.RecordBytes(), 2*s.claim.Config.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -144,7 +144,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 			if err := s.commitShipment(ctx, result); err != nil {
 				return false, err
 			}
-			s.advance(batch)
+			s.advanceShipped(batch)
 			return true, nil
 		}
 	case <-patience.C:
@@ -226,9 +226,9 @@ type recordBuffers struct {
 	late int // how many more steps are not produced before their commit
 }
 
-// prepare makes room for a batch. A buffer that has grown beyond keep bytes is given
+// prepareRecords makes room for a batch. A buffer that has grown beyond keep bytes is given
 // up.
-func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
+func (o *recordBuffers) prepareRecords(batch []*record.Payload, size, keep int) {
 	n := 0
 	for _, p := range batch {
 		n += p.Notifications()
@@ -267,8 +267,8 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 	}
 }
 
-// advance records K and wakes the committer, which may wait for the window.
-func (s *shipper) advance(batch []*record.Payload) {
+// advanceShipped records K and wakes the committer, which may wait for the window.
+func (s *shipper) advanceShipped(batch []*record.Payload) {
 	s.shipped.seq.Store(batch[len(batch)-1].Seq)
 	s.note(batch)
 	select {

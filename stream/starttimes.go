@@ -94,11 +94,11 @@ func newStartTimes(limit int) *startTimes {
 // version of their keys. A start beyond the horizon is left to a later reload: the
 // horizon is raised before a reload's query, so a row that the query does not see is
 // within it.
-func (a *startTimes) addCommitted(now time.Time, list ...startTime) { a.insert(now, true, list) }
+func (a *startTimes) addCommitted(now time.Time, list ...startTime) { a.insertStarts(now, true, list) }
 
 // addLoaded lists campaigns that a reload has read. Where a version of the key is
 // listed already, that one stays: it may be newer than the reload's.
-func (a *startTimes) addLoaded(now time.Time, list []startTime) { a.insert(now, false, list) }
+func (a *startTimes) addLoaded(now time.Time, list []startTime) { a.insertStarts(now, false, list) }
 
 // addReleased lists campaigns that an operator has let go, in place of an earlier version
 // of their keys.
@@ -110,10 +110,10 @@ func (a *startTimes) addReleased(now time.Time, list ...startTime) {
 		}
 	}
 	a.mu.Unlock()
-	a.insert(now, false, list)
+	a.insertStarts(now, false, list)
 }
 
-func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
+func (a *startTimes) insertStarts(now time.Time, replace bool, list []startTime) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range list {
@@ -213,9 +213,9 @@ func (a *startTimes) nextStart() (time.Time, bool) {
 	return time.Unix(a.queue[0].start, 0), true
 }
 
-// counts returns how many campaigns wait for their start, listed or behind the horizon,
+// countStarts returns how many campaigns wait for their start, listed or behind the horizon,
 // and how many for fresh subscriptions, room or their turn.
-func (a *startTimes) counts() (scheduled, waiting int) {
+func (a *startTimes) countStarts() (scheduled, waiting int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	waiting = min(a.waiting, len(a.listed))

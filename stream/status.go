@@ -166,7 +166,7 @@ func (l *lane) addFiguresLocked(out *Status) {
 func (l *lane) openCampaignsLocked() (live, scheduled int64) {
 	live = int64(l.counts.live)
 	if l.starts != nil {
-		ahead, waiting := l.starts.counts()
+		ahead, waiting := l.starts.countStarts()
 		live, scheduled = live+int64(waiting), int64(ahead)
 	}
 	return live, scheduled

@@ -225,10 +225,10 @@ func (st *step) dropLostCampaigns() (dropped bool) {
 	return dropped
 }
 
-// seal makes the decision: it stamps the step with this second and encodes the data
+// sealStep makes the decision: it stamps the step with this second and encodes the data
 // of the COPY. Clients of campaigns that have ended by now, or that the feedback
 // table has refused, leave the step. A step that waited is sealed again.
-func (st *step) seal(now int64) {
+func (st *step) sealStep(now int64) {
 	st.trigger, st.earliest = now, campaign.MaxUnix+1
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool {
 		if p.live.End > now && !p.live.refused.Load() {
@@ -321,7 +321,7 @@ func (st *step) markContested(refused error) error {
 // off since.
 func (st *step) resealIfChanged(now time.Time) {
 	if lost := st.dropLostCampaigns(); lost || st.hasRefused() || st.hasCutOff() {
-		st.seal(now.Unix())
+		st.sealStep(now.Unix())
 	}
 }
 

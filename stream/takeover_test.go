@@ -63,7 +63,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	defer zombie.close()
 	st := newStep(sink.ContractTable())
 	st.nextOffset = 1
-	st.seal(1)
+	st.sealStep(1)
 	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.Tables().Lane+` SET epoch = epoch + 1`); err != nil {
 		t.Fatal(err)
 	}

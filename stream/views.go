@@ -29,8 +29,8 @@ func (o *viewOrder) begin() int64 {
 	return o.last
 }
 
-// settle notes that the step of a view is committed, or will never be.
-func (o *viewOrder) settle(n int64) {
+// settleView notes that the step of a view is committed, or will never be.
+func (o *viewOrder) settleView(n int64) {
 	if o == nil || n == 0 {
 		return
 	}
@@ -43,8 +43,8 @@ func (o *viewOrder) settle(n int64) {
 	}
 }
 
-// await waits until every view that is open now is settled.
-func (o *viewOrder) await(ctx context.Context) error {
+// awaitSettled waits until every view that is open now is settled.
+func (o *viewOrder) awaitSettled(ctx context.Context) error {
 	for upTo := int64(-1); ; {
 		o.mu.Lock()
 		if upTo < 0 {

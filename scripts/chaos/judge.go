@@ -38,7 +38,7 @@ func (r *round) compareSinks(ctx context.Context, v *oracle.Verdict, settled tim
 		return err
 	}
 	o := oracle.NewOracle(r.log, oracle.NewTimelines(r.startRows, r.log.Transactions), settled)
-	if r.late() {
+	if r.notifiesLateSubscribers() {
 		o.ExpectLate(r.lateSince)
 	}
 	sent = r.withDeleted(sent)

@@ -145,7 +145,7 @@ func run(args []string) (err error) {
 		fmt.Println(total.roundLine(r, v, roundErr, time.Since(began)))
 		if r.samples != nil {
 			total.Slopes = r.samples.results
-			fmt.Print(formatSlopes(total.Slopes, r.length()))
+			fmt.Print(formatSlopes(total.Slopes, r.stormDuration()))
 		}
 		if err := r.cleanUp(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err

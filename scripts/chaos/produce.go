@@ -38,7 +38,7 @@ func newProducer(r *round) (*campaignProducer, error) {
 
 // sendUntilDone sends messages until ctx ends.
 func (p *campaignProducer) sendUntilDone(ctx context.Context) error {
-	for testenv.Pause(ctx, p.round.pace().drawMessagePause(p.author.Random)) {
+	for testenv.Pause(ctx, p.round.workloadPace().drawMessagePause(p.author.Random)) {
 		m := p.author.NextMessage(time.Now().Unix())
 		send := p.sendMessage
 		if m.Transaction {

@@ -61,14 +61,16 @@ func newRound(w *servers, number int) *round {
 	return r
 }
 
-// late reports whether the round's daemons notify late subscribers: every second round,
+// notifiesLateSubscribers reports whether the round's daemons notify late subscribers: every second round,
 // and a soak.
-func (r *round) late() bool { return r.number%2 == 0 || r.servers.opts.soak > 0 }
+func (r *round) notifiesLateSubscribers() bool { return r.number%2 == 0 || r.servers.opts.soak > 0 }
 
-// length is how long the workload and the faults last.
-func (r *round) length() time.Duration { return time.Duration(r.servers.opts.seconds) * time.Second }
+// stormDuration is how long the workload and the faults last.
+func (r *round) stormDuration() time.Duration {
+	return time.Duration(r.servers.opts.seconds) * time.Second
+}
 
-func (r *round) pace() pace {
+func (r *round) workloadPace() pace {
 	if r.servers.opts.soak > 0 {
 		return soakPace
 	}
@@ -117,7 +119,7 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
-	if r.log, err = history.NewLog(filepath.Join(r.dir, "history.jsonl"), history.CampaignLife(r.length())); err != nil {
+	if r.log, err = history.NewLog(filepath.Join(r.dir, "history.jsonl"), history.CampaignLife(r.stormDuration())); err != nil {
 		return err
 	}
 	if r.admin, err = r.servers.newKafkaClient(); err != nil {
@@ -241,9 +243,9 @@ func (r *round) writeConfig(path, name, source, sink, brokers, http string) erro
 			"brokers": []string{brokers}, "campaigns": r.topics.campaigns, "notifications": r.topics.notifications,
 			"dead_letters": r.topics.dead, "progress": r.topics.progress, "group": r.group,
 		},
-		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": r.pace().checkpoint.String(), "keep": 2}},
+		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": r.workloadPace().checkpoint.String(), "keep": 2}},
 		"http":  map[string]any{"listen": http},
-		"join":  map[string]any{"late_subscribers": r.late()},
+		"join":  map[string]any{"late_subscribers": r.notifiesLateSubscribers()},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
@@ -263,12 +265,12 @@ func (r *round) runStorm(ctx context.Context) error {
 	if r.servers.opts.soak > 0 {
 		draw = drawSoakSchedule
 	}
-	list := draw(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, r.length())
+	list := draw(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, r.stormDuration())
 	base := r.log.Now() // the setup took a while
 	for _, f := range list {
 		f.At += base
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.length())
+	ctx, cancel := context.WithTimeout(ctx, r.stormDuration())
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, w := range r.writers {

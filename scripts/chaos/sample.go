@@ -97,8 +97,8 @@ type sample struct {
 	Figures   map[string]float64 `json:"figures"`
 }
 
-// x returns what a figure of the sample is compared with.
-func (s *sample) x(per string) float64 {
+// amountOf returns what a figure of the sample is compared with.
+func (s *sample) amountOf(per string) float64 {
 	switch per {
 	case perCampaign:
 		return float64(s.Campaigns)
@@ -133,7 +133,7 @@ func (s *sampler) sampleUntilDone(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	defer s.closeConn()
 	enc := json.NewEncoder(f)
-	for testenv.Pause(ctx, max(time.Second, s.round.length()/1200)) {
+	for testenv.Pause(ctx, max(time.Second, s.round.stormDuration()/1200)) {
 		taken := s.samples
 		for _, d := range s.round.daemons {
 			s.addSample(s.sampleDaemon(ctx, d))
@@ -279,7 +279,7 @@ const leastSoak = 20 * time.Minute
 // at least half of the soak. The first daemon must be one of them. Problems go to v
 // unless the soak is shorter than leastSoak.
 func (s *sampler) checkSlopes(v *oracle.Verdict) {
-	if s.round.length() < leastSoak {
+	if s.round.stormDuration() < leastSoak {
 		v = oracle.NewVerdict() // nobody reads it
 	}
 	var order []life
@@ -294,7 +294,7 @@ func (s *sampler) checkSlopes(v *oracle.Verdict) {
 	checked := map[string]int{}
 	for _, l := range order {
 		list := lives[l]
-		if length := list[len(list)-1].At - list[0].At; length < s.round.length()/2 {
+		if length := list[len(list)-1].At - list[0].At; length < s.round.stormDuration()/2 {
 			continue // too short to judge
 		}
 		for _, r := range checkLife(l.of, list) {
@@ -319,7 +319,7 @@ func checkLife(of string, list []*sample) []slope.Result {
 		var series []slope.Point
 		for _, one := range list {
 			if y, ok := one.Figures[limit.Figure]; ok {
-				series = append(series, slope.Point{At: one.At, X: one.x(limit.Per), Y: y, Group: one.Lanes})
+				series = append(series, slope.Point{At: one.At, X: one.amountOf(limit.Per), Y: y, Group: one.Lanes})
 			}
 		}
 		if series != nil {

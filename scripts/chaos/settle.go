@@ -47,11 +47,11 @@ func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Durati
 	}
 	if err == nil {
 		markers := 2 * history.Partitions
-		if r.late() {
+		if r.notifiesLateSubscribers() {
 			markers *= 2 // the late marker client has them too
 		}
 		err = r.awaitCaughtUp(ctx, markers, false)
-		if r.late() {
+		if r.notifiesLateSubscribers() {
 			settled = r.log.Now()
 		}
 	}
@@ -95,7 +95,7 @@ func (r *round) subscribeLate(ctx context.Context) error {
 	for i := range scenario.Restaurants {
 		d.Insert(history.Subscription{Client: fmt.Sprintf("late client %d", i), Restaurant: scenario.RestaurantName(i)})
 	}
-	if err := w.commitDraft(ctx, d); err != nil || !r.late() {
+	if err := w.commitDraft(ctx, d); err != nil || !r.notifiesLateSubscribers() {
 		return err
 	}
 	d = w.rows.NewDraft("late marker")

@@ -18,7 +18,7 @@ func newSoak() *sampler {
 	r := &round{servers: &servers{opts: &options{soak: 30, seconds: 30 * 60}}, daemons: []*daemonProcess{{name: "d0"}, {name: "d1"}}}
 	s := newSampler(r)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for at := 5 * time.Second; at < r.length(); at += 5 * time.Second {
+	for at := 5 * time.Second; at < r.stormDuration(); at += 5 * time.Second {
 		campaigns := int(at.Minutes() * 20)
 		noise := func(n float64) float64 { return n * rnd.Float64() }
 		daemon := func(name string, started time.Duration) {
@@ -52,7 +52,7 @@ func TestSoakFindsALeak(t *testing.T) {
 		s := newSoak()
 		for _, one := range s.samples {
 			if y, ok := one.Figures[limit.Figure]; ok && one.Of != "d1" {
-				one.Figures[limit.Figure] = y + 2*limit.Most*one.x(limit.Per)
+				one.Figures[limit.Figure] = y + 2*limit.Most*one.amountOf(limit.Per)
 			}
 		}
 		if got := check(s); !strings.HasPrefix(got, limit.Figure) || !strings.Contains(got, "grows") || strings.Contains(got, "\n") {

@@ -37,7 +37,7 @@ type subscriptionWriter struct {
 func (w *subscriptionWriter) commitUntilDone(ctx context.Context) error {
 	defer w.closeConn()
 	for {
-		if !testenv.Pause(ctx, w.round.pace().drawTransactionPause(w.rows.Random)) {
+		if !testenv.Pause(ctx, w.round.workloadPace().drawTransactionPause(w.rows.Random)) {
 			return nil
 		}
 		if w.rows.Writer == 0 && w.rows.Random.IntN(600) == 0 {

@@ -26,20 +26,20 @@ type countedRows struct {
 	notified, already, audiences []int64
 }
 
-// columns returns the pointers for the answer of a statement made by expectCounts.
-func (r *countedRows) columns() []any { return []any{nil, &r.notified, &r.already, &r.audiences} }
+// resultColumns returns the pointers for the answer of a statement made by expectCounts.
+func (r *countedRows) resultColumns() []any { return []any{nil, &r.notified, &r.already, &r.audiences} }
 
 // EachRow calls fn for each row that the step has edited or moved on.
 func (s *StepCounts) EachRow(fn func(campaign.Key, RowCounts)) {
-	s.edits.each(fn)
-	s.moves.each(fn)
+	s.edits.eachCount(fn)
+	s.moves.eachCount(fn)
 }
 
 // EachLate calls fn for each row to which the step has added late subscribers. The counts
 // include what the step did to the row before that.
-func (s *StepCounts) EachLate(fn func(campaign.Key, RowCounts)) { s.late.each(fn) }
+func (s *StepCounts) EachLate(fn func(campaign.Key, RowCounts)) { s.late.eachCount(fn) }
 
-func (r *countedRows) each(fn func(campaign.Key, RowCounts)) {
+func (r *countedRows) eachCount(fn func(campaign.Key, RowCounts)) {
 	for i, notified := range r.notified {
 		fn(campaign.Key{Campaign: r.campaigns[i], Restaurant: r.restaurants[i]}, RowCounts{Audience: r.audiences[i], Notified: notified, Already: r.already[i]})
 	}

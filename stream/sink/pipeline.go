@@ -64,7 +64,7 @@ func ExpectRows(want, sql string) string {
 
 // expectCounts is ExpectRows for an UPDATE of campaign rows c from a set u with the
 // ordinality n. It returns the counts of the changed rows too, in the order of the set: the
-// columns are those of countedRows.columns.
+// columns are those of countedRows.resultColumns.
 func expectCounts(sql string) string {
 	return `WITH hit AS (` + sql + ` RETURNING u.n, c.notified, c.already, coalesce(c.audience, -1) AS audience) SELECT 1 / (count(*) = ` + everyRow + `)::int4,
   array_agg(notified ORDER BY n), array_agg(already ORDER BY n), array_agg(audience ORDER BY n) FROM hit`

@@ -100,7 +100,7 @@ func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepCh
 		for _, r := range c.Late {
 			counts.late.campaigns, counts.late.restaurants = append(counts.late.campaigns, r.Key.Campaign), append(counts.late.restaurants, r.Key.Restaurant)
 		}
-		p.AddQuery(q.late, counts.late.columns(), lateArgs(c.Lane, c.Late)...)
+		p.AddQuery(q.late, counts.late.resultColumns(), lateArgs(c.Lane, c.Late)...)
 	}
 	p.Add(q.outbox, c.Lane, c.Seq, c.Notifications, c.Payload)
 	p.Add(q.clean, c.Lane, c.Shipped)
@@ -121,14 +121,14 @@ func (q *StepStatements) addCampaignRows(p *Pipeline, rows *CampaignRows, counts
 	}
 	if rows.edits.len() > 0 {
 		counts.edits.campaigns, counts.edits.restaurants = rows.edits.campaigns, rows.edits.restaurants
-		p.AddQuery(q.edit, counts.edits.columns(), rows.edits.editArgs()...)
+		p.AddQuery(q.edit, counts.edits.resultColumns(), rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
 		p.Add(q.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
 		counts.moves.campaigns, counts.moves.restaurants = rows.moves.campaigns, rows.moves.restaurants
-		p.AddQuery(q.move, counts.moves.columns(), rows.moves.moveArgs()...)
+		p.AddQuery(q.move, counts.moves.resultColumns(), rows.moves.moveArgs()...)
 	}
 }
 

@@ -76,6 +76,31 @@ func TestCheckComparesWithinGroups(t *testing.T) {
 	}
 }
 
+// Buffers that come and go hide a small leak from the median, and not from a low quantile.
+func TestCheckAtALowQuantile(t *testing.T) {
+	t.Parallel()
+	buffers := func(leak float64) func(*rand.Rand, float64) float64 {
+		return func(r *rand.Rand, n float64) float64 {
+			y := 5e6 + 2e5*r.Float64() + leak*n
+			if r.IntN(5) < 3 {
+				y += 20e6 * r.Float64()
+			}
+			return y
+		}
+	}
+	limit := Limit{Figure: "heap", Unit: "bytes", Per: "campaign", Most: 2048, Quantile: 0.1}
+	for leak, found := range map[float64]bool{0: false, 4096: true} {
+		if r := limit.Check("d0", drawSeries(buffers(leak))); (r.Problem != "") != found {
+			t.Errorf("leak %g: slope %g, problem %q", leak, r.Slope, r.Problem)
+		}
+	}
+	median := limit
+	median.Quantile = 0
+	if r := median.Check("d0", drawSeries(buffers(0))); r.Problem == "" {
+		t.Errorf("the median shows slope %g: the quantile is not needed", r.Slope)
+	}
+}
+
 // A series that says nothing is not taken for one without a leak.
 func TestCheckNeedsSamples(t *testing.T) {
 	t.Parallel()

@@ -60,8 +60,8 @@ func (o *oidcTokens) readToken(cfg OIDC) (string, error) {
 	})
 }
 
-// discard ends the use of a token, unless another one has replaced it.
-func (o *oidcTokens) discard(token string) {
+// discardToken ends the use of a token, unless another one has replaced it.
+func (o *oidcTokens) discardToken(token string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.token == token {

@@ -92,7 +92,7 @@ func (s SASL) RevealToken() (token string, err error) {
 // broker has refused.
 func (s SASL) ForgetToken(token string) {
 	if s.tokens != nil {
-		s.tokens.discard(token)
+		s.tokens.discardToken(token)
 	}
 }
 

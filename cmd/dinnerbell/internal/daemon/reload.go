@@ -19,16 +19,16 @@ func (s *supervisor) watchReload(ctx context.Context) error {
 	for {
 		select {
 		case <-s.Reload:
-			s.reload()
+			s.reloadConfig()
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// reload takes over what can change without a restart, and names the other keys that
+// reloadConfig takes over what can change without a restart, and names the other keys that
 // differ from the values in force. An invalid configuration changes nothing.
-func (s *supervisor) reload() {
+func (s *supervisor) reloadConfig() {
 	cfg, err := s.LoadConfig()
 	if err != nil {
 		s.Logger.Error("the configuration was read again and is refused; all values stay as they are", "error", config.HideUserinfo(err.Error()))

@@ -116,8 +116,8 @@ func readClaims(token string) (c claims) {
 	return c
 }
 
-// expiry returns when the token expires; the zero time where it names none.
-func (c claims) expiry() time.Time {
+// expiryTime returns when the token expires; the zero time where it names none.
+func (c claims) expiryTime() time.Time {
 	const year9999 = 253402300799
 	if c.Expires <= 0 || c.Expires > year9999 {
 		return time.Time{}
@@ -140,7 +140,7 @@ func tokenPrincipal(cfg config.SASL) string {
 
 // judgeToken says what is wrong with a token that a broker has refused, and what mends it.
 func judgeToken(key, token string) (kind, fix string) {
-	if end := readClaims(token).expiry(); !end.IsZero() && time.Now().After(end) {
+	if end := readClaims(token).expiryTime(); !end.IsZero() && time.Now().After(end) {
 		return "expired token", fmt.Sprintf("renew the token of %s, which has expired at %s; if that time is to come, set the clock of this machine", key, end.Format(time.RFC3339))
 	}
 	return "refused token", "give with " + key + " a token that the brokers accept: their sasl.oauthbearer settings name its issuer, audience and scope, and their log says why they refuse this one"

@@ -64,7 +64,7 @@ func TestBearer(t *testing.T) {
 		}
 	}
 	for _, odd := range []string{"", "a.b", "a.!.c", "a.e30.c", "....", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"exp":1e300}`)) + ".c"} {
-		if c := readClaims(odd); !c.expiry().IsZero() || c.Subject != "" {
+		if c := readClaims(odd); !c.expiryTime().IsZero() || c.Subject != "" {
 			t.Errorf("%q has claims %+v", odd, c)
 		}
 	}

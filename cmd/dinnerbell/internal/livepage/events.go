@@ -39,13 +39,13 @@ func (s *streams) add(c chan *frame) bool {
 	return true
 }
 
-func (s *streams) remove(c chan *frame) {
+func (s *streams) removeStream(c chan *frame) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.all, c)
 }
 
-func (s *streams) any() bool {
+func (s *streams) hasStreams() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.all) > 0
@@ -79,7 +79,7 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%d pages are open already; this one asks for / instead", maxStreams), http.StatusServiceUnavailable)
 		return
 	}
-	defer p.streams.remove(frames)
+	defer p.streams.removeStream(frames)
 	s := &eventStream{w: w, control: http.NewResponseController(w), patience: p.patience, sent: map[string]string{}}
 	// The server's limits are for short answers. From here on each write has its own.
 	if err := s.control.SetReadDeadline(time.Time{}); err != nil {
@@ -134,7 +134,7 @@ func (s *eventStream) sendFrame(f *frame, r *ring) error {
 			changed[name], s.sent[name] = f.html[name], f.html[name]
 		}
 	}
-	samples, next := r.since(s.next)
+	samples, next := r.samplesSince(s.next)
 	if err := s.write("samples", newChartData(samples, s.next == 0)); err != nil {
 		return err
 	}

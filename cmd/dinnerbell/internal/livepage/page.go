@@ -80,7 +80,7 @@ func (p *Page) Run(ctx context.Context) error {
 		select {
 		case now := <-tick.C:
 			p.ring.add(now, p.daemon.Counters())
-			if !p.streams.any() {
+			if !p.streams.hasStreams() {
 				continue
 			}
 			f, err := p.render(ctx)
@@ -179,9 +179,9 @@ func serveAsset(w http.ResponseWriter, r *http.Request, name, contentType string
 func (p *Page) buildView(ctx context.Context) *view {
 	now := time.Now()
 	open, openErr := p.openCampaigns(ctx, now)
-	samples, _ := p.ring.since(0)
+	samples, _ := p.ring.samplesSince(0)
 	v := &view{Now: now.UTC(), Began: p.began, Status: p.daemon.Status(), OpenError: openErr, Rate: computeRate(samples), Minutes: groupMinutes(samples)}
-	v.Median, v.P99 = p.ring.latency()
+	v.Median, v.P99 = p.ring.latencyQuantiles()
 	v.addCampaigns(p.daemon.FanOuts(), open)
 	v.setHead()
 	return v

@@ -213,7 +213,7 @@ func TestStreamsEndAtTheirAge(t *testing.T) {
 	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("HEAD: %s, %v", resp.Status, err)
 	}
-	if p.streams.any() {
+	if p.streams.hasStreams() {
 		t.Error("a stream is left")
 	}
 }
@@ -293,7 +293,7 @@ func TestStreamOfAClientThatNeverReadsEnds(t *testing.T) {
 		if looks.Load() == 0 {
 			return errors.New("no frame yet")
 		}
-		if p.streams.any() {
+		if p.streams.hasStreams() {
 			return errors.New("the stream is still there")
 		}
 		return nil
@@ -357,7 +357,7 @@ func TestRingKeepsFifteenMinutes(t *testing.T) {
 		c.Latencies[n%2*10]++
 		r.add(began.Add(time.Duration(n)*time.Second), c)
 	}
-	all, next := r.since(0)
+	all, next := r.samplesSince(0)
 	if len(all) != ringLength || next != int64(ringLength+99) {
 		t.Fatalf("%d samples up to %d", len(all), next)
 	}
@@ -366,10 +366,10 @@ func TestRingKeepsFifteenMinutes(t *testing.T) {
 			t.Errorf("sample %d: %+v", i, s)
 		}
 	}
-	if some, _ := r.since(next - 3); len(some) != 3 || some[2] != all[len(all)-1] {
+	if some, _ := r.samplesSince(next - 3); len(some) != 3 || some[2] != all[len(all)-1] {
 		t.Errorf("the last three: %+v", some)
 	}
-	median, p99 := r.latency()
+	median, p99 := r.latencyQuantiles()
 	if median != 4 || p99 != 24 {
 		t.Errorf("median %v, 99th percentile %v", median, p99)
 	}

@@ -60,9 +60,9 @@ func (r *ring) add(now time.Time, c stream.Counters) {
 	r.last, r.lastAt = c, now
 }
 
-// since returns the samples from number from on, the oldest first, and the number of the
+// samplesSince returns the samples from number from on, the oldest first, and the number of the
 // next one. from 0 returns all that are kept.
-func (r *ring) since(from int64) ([]sample, int64) {
+func (r *ring) samplesSince(from int64) ([]sample, int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	from = max(from, r.count-int64(ringLength))
@@ -73,9 +73,9 @@ func (r *ring) since(from int64) ([]sample, int64) {
 	return out, r.count
 }
 
-// latency returns the median and the 99th percentile of the window, in milliseconds; 0 if
+// latencyQuantiles returns the median and the 99th percentile of the window, in milliseconds; 0 if
 // no campaign was finished in it.
-func (r *ring) latency() (median, p99 float32) {
+func (r *ring) latencyQuantiles() (median, p99 float32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return estimateQuantile(&r.total, 0.5), estimateQuantile(&r.total, 0.99)

@@ -35,7 +35,7 @@ func Events(log *slog.Logger) []Event {
 	if !ok {
 		return nil
 	}
-	return h.events.list()
+	return h.events.listEvents()
 }
 
 // eventRing keeps the last events.
@@ -66,8 +66,8 @@ func (r *eventRing) add(e Event, id string) {
 	r.lastID = id
 }
 
-// list returns a copy, the newest first.
-func (r *eventRing) list() []Event {
+// listEvents returns a copy, the newest first.
+func (r *eventRing) listEvents() []Event {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := slices.Concat(r.events[r.next:], r.events[:r.next])

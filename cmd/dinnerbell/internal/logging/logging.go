@@ -102,7 +102,7 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 		return true
 	})
 	m.id = id.String()
-	write, more := h.repeats.admit(&m)
+	write, more := h.repeats.admitMessage(&m)
 	if !write {
 		return nil
 	}

@@ -74,8 +74,8 @@ type trouble struct {
 	over        bool // the part works again
 }
 
-// admit returns whether a message is written, and attributes to add to it.
-func (r *repeatFilter) admit(m *message) (write bool, more []slog.Attr) {
+// admitMessage returns whether a message is written, and attributes to add to it.
+func (r *repeatFilter) admitMessage(m *message) (write bool, more []slog.Attr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
