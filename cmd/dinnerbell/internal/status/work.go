@@ -28,7 +28,7 @@ func newWorkReport(w *cdc.WorkStatus) *Work {
 
 var (
 	descWorkRows  = newDesc("source_work_rows", "Rows of the table that a rebuild or a verification under way has read.", "kind")
-	descWorkTotal = newDesc("source_work_rows_expected", "Rows of the table that it will have read, as Postgres estimates.", "kind")
+	descWorkTotal = newDesc("source_work_rows_expected", "Rows of the table that the rebuild or verification will read in all, as Postgres estimates.", "kind")
 )
 
 // collectWork turns w into metrics; nil makes no metrics.
