@@ -31,7 +31,7 @@ func (b *freshnessBarrier) awaitStrict(ctx context.Context) error { return b.awa
 func (b *freshnessBarrier) awaitAnswered(ctx context.Context, patience time.Duration) error {
 	for {
 		settled := b.settled.wait()
-		r, err := b.queries.join(ctx, b.stopped)
+		r, err := b.queries.joinQuery(ctx, b.stopped)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (b *freshnessBarrier) awaitAnswered(ctx context.Context, patience time.Dura
 // rows themselves.
 func (b *freshnessBarrier) awaitStream(ctx context.Context) error {
 	for {
-		r, err := b.queries.join(ctx, b.stopped)
+		r, err := b.queries.joinQuery(ctx, b.stopped)
 		if err != nil {
 			return err
 		}
@@ -131,8 +131,8 @@ type queryQueue struct {
 	nudge  bool
 }
 
-// join joins the next query and waits for its answer.
-func (q *queryQueue) join(ctx context.Context, stopped <-chan struct{}) (*positionQuery, error) {
+// joinQuery joins the next query and waits for its answer.
+func (q *queryQueue) joinQuery(ctx context.Context, stopped <-chan struct{}) (*positionQuery, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

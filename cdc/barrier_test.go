@@ -165,7 +165,7 @@ func TestBarrierSharesQueries(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 10 {
 		group.Go(func() {
-			r, err := q.join(t.Context(), nil)
+			r, err := q.joinQuery(t.Context(), nil)
 			if err != nil {
 				t.Error(err)
 			}

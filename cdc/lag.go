@@ -80,9 +80,9 @@ type lag struct {
 	fresh  time.Time     // zero: not known
 }
 
-// read compares the server's position with the applied one. connected: the stream brings
+// readLag compares the server's position with the applied one. connected: the stream brings
 // the server's changes; otherwise nobody knows what the server has.
-func (g *sourceLag) read(applied id.LSN, connected bool, now time.Time) lag {
+func (g *sourceLag) readLag(applied id.LSN, connected bool, now time.Time) lag {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := 0

@@ -37,7 +37,7 @@ func TestSourceLag(t *testing.T) {
 			t.Parallel()
 			g := &sourceLag{}
 			c.act(g)
-			got := g.read(c.applied, !c.apart, base)
+			got := g.readLag(c.applied, !c.apart, base)
 			if got.bytes != c.bytes || got.behind.Round(time.Millisecond) != c.behind.Round(time.Millisecond) || !got.fresh.Equal(c.fresh) {
 				t.Errorf("got %+v, want %d bytes, %s, fresh %s", got, c.bytes, c.behind, c.fresh)
 			}
@@ -55,7 +55,7 @@ func TestSourceLagIsBounded(t *testing.T) {
 	if len(g.looks) > maxLooks {
 		t.Errorf("%d looks are remembered, want %d at most", len(g.looks), maxLooks)
 	}
-	if got := g.read(9_999, true, now.Add(9_999*time.Second)); got.bytes != 1 || got.fresh.After(now.Add(9_998*time.Second)) {
+	if got := g.readLag(9_999, true, now.Add(9_999*time.Second)); got.bytes != 1 || got.fresh.After(now.Add(9_998*time.Second)) {
 		t.Errorf("got %+v", got)
 	}
 }

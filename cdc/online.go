@@ -40,7 +40,7 @@ type Rebuilt struct {
 // an error the old rows are served as before. It returns [ErrBusy] if it cannot
 // begin now.
 func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
-	ctx, w, err := m.work.begin(ctx, WorkRebuild)
+	ctx, w, err := m.work.beginWork(ctx, WorkRebuild)
 	if err != nil {
 		return done, err
 	}

@@ -162,7 +162,7 @@ func TestRebuildOnlineFails(t *testing.T) {
 				return err
 			})
 			envtest.Until(r.t, patience, func() error {
-				if _, _, err := r.m.work.begin(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
+				if _, _, err := r.m.work.beginWork(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
 					return err
 				}
 				return nil
@@ -281,7 +281,7 @@ func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 100) g`)
 	r.barrier()
-	ctx, w, err := r.m.work.begin(t.Context(), WorkRebuild)
+	ctx, w, err := r.m.work.beginWork(t.Context(), WorkRebuild)
 	if err != nil {
 		t.Fatal(err)
 	}

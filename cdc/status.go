@@ -186,7 +186,7 @@ func (m *Mirror) Status() Status {
 		st.SlotWALStatus = s.walStatus
 	}
 	connected := s.state == StateStreaming || s.state == StateCatchingUp
-	g := s.lag.read(st.AppliedLSN, connected, time.Now())
+	g := s.lag.readLag(st.AppliedLSN, connected, time.Now())
 	st.LagBytes, st.Lag, st.FreshAt, st.LagChanges = g.bytes, g.behind, g.fresh, -1
 	if connected {
 		st.LagChanges = s.lag.changes.Load()

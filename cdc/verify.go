@@ -63,7 +63,7 @@ func (v *Verified) Sound() bool {
 // that snapshot and the position of the local rows come from a side stream. Memory
 // does not depend on the number of differences.
 func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Difference) error) (done Verified, err error) {
-	ctx, w, err := m.work.begin(ctx, WorkVerify)
+	ctx, w, err := m.work.beginWork(ctx, WorkVerify)
 	if err != nil {
 		return done, err
 	}

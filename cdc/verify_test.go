@@ -198,7 +198,7 @@ func TestBesideTheStreamIsStrict(t *testing.T) {
 	r.await("stream", func(st Status) bool { return st.State == StateStreaming })
 	for n := range 5 {
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, 'r')`, fmt.Sprint(n))
-		ctx, w, err := r.m.work.begin(t.Context(), WorkVerify)
+		ctx, w, err := r.m.work.beginWork(t.Context(), WorkVerify)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -51,8 +51,8 @@ type workSlot struct {
 	forbidden error // why no work may begin; nil: it may
 }
 
-// begin registers a work. Its context ends with ctx, and when works are forbidden.
-func (q *workSlot) begin(ctx context.Context, kind string) (context.Context, *sideWork, error) {
+// beginWork registers a work. Its context ends with ctx, and when works are forbidden.
+func (q *workSlot) beginWork(ctx context.Context, kind string) (context.Context, *sideWork, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.forbidden != nil {
@@ -78,7 +78,7 @@ func (q *workSlot) beginInstead(ctx context.Context, kind, reason string) (conte
 			before.cancel(fmt.Errorf("%w: the mirror rebuilds the subscriptions by itself: %s", ErrBusy, reason))
 			<-before.ended
 		}
-		ctx, w, err := q.begin(ctx, kind)
+		ctx, w, err := q.beginWork(ctx, kind)
 		if err == nil || barred || before == nil {
 			return ctx, w, err
 		}

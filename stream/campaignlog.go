@@ -41,7 +41,7 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 		if r.refused.Load() {
 			continue // a line and a dead letter name the refusal
 		}
-		finished = append(finished, r.finish(seq))
+		finished = append(finished, r.finishCampaign(seq))
 	}
 	l.noteFanOuts(st, time.Now())
 	l.noteAccepted(accepted, seq)
@@ -58,8 +58,8 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 	l.unshipped = append(l.unshipped, finished...)
 }
 
-// finish describes how the campaign of a finished row came to its end.
-func (r *campaignRow) finish(seq int64) finishedCampaign {
+// finishCampaign describes how the campaign of a finished row came to its end.
+func (r *campaignRow) finishCampaign(seq int64) finishedCampaign {
 	f := finishedCampaign{liveCampaign: r.liveCampaign, seq: seq, what: RecentFinished, counts: r.stored}
 	switch {
 	case r.cutOff:
@@ -124,7 +124,7 @@ func (l *lane) noteAccepted(rows []*campaignRow, seq int64) {
 	l.svc.counters.accepted.Add(int64(len(rows)))
 	slices.SortFunc(rows, func(a, b *campaignRow) int { return cmp.Compare(a.at.Offset, b.at.Offset) })
 	now := time.Now()
-	l.svc.log.write(logAccepted, len(rows), 0, func(i int) []any {
+	l.svc.log.writeLines(logAccepted, len(rows), 0, func(i int) []any {
 		r := rows[i]
 		attrs := []any{"lane", l.id, "seq", seq, "campaign", r.ID, "restaurant", r.RestaurantID, "offset", r.at.Offset, "end", unixTime(r.End)}
 		if r.replaces != nil {
@@ -185,7 +185,7 @@ func (l *lane) noteFinished(seq int64) {
 				list, notified = append(list, f), notified+f.counts.Notified
 			}
 		}
-		l.svc.log.write(kind.line, len(list), notified, func(i int) []any { return list[i].attributes(l.id, now) })
+		l.svc.log.writeLines(kind.line, len(list), notified, func(i int) []any { return list[i].attributes(l.id, now) })
 	}
 	var news []RecentCampaign
 	for _, f := range shipped[max(0, n-recentLength):] {

@@ -299,7 +299,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	}
 	st.acceptRow(r)
 	if r.state == sink.StatePending {
-		d.lane.svc.traces.begin(m, d.lane.id)
+		d.lane.svc.traces.beginTrace(m, d.lane.id)
 	}
 	d.recent.putVersion(k, r.acceptedVersion())
 }

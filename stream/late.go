@@ -181,7 +181,7 @@ func (d *decider) openView(st *step) (*state.Scan, error) {
 		if len(d.latePicks) == 0 {
 			d.handled = max(d.handled, id.LSN(d.late.passed.Load()))
 		}
-		st.view = d.late.views.begin()
+		st.view = d.late.views.beginView()
 	}
 	scan, err := d.lane.svc.store.NewScan()
 	if err != nil {

@@ -73,7 +73,7 @@ type lateReader struct {
 func (r *lateReader) run(ctx context.Context) error {
 	applied, stop := r.store.WatchApplied()
 	defer stop()
-	if err := r.begin(ctx, applied); err != nil {
+	if err := r.beginReading(ctx, applied); err != nil {
 		return err
 	}
 	tick := time.NewTicker(idleMove)
@@ -98,10 +98,10 @@ func (r *lateReader) run(ctx context.Context) error {
 	}
 }
 
-// begin decides from where the lane reads the log, and opens the gate once a mirror may
+// beginReading decides from where the lane reads the log, and opens the gate once a mirror may
 // join: it has reached the position that the lane has handled. Where the log does not
 // reach back to that position, the lane's campaigns are joined again.
-func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
+func (r *lateReader) beginReading(ctx context.Context, applied <-chan struct{}) error {
 	if err := r.awaitSource(ctx, applied); err != nil {
 		return err
 	}
@@ -282,10 +282,10 @@ func (r *lateReader) handleEntries(ctx context.Context, read *newEntries, next s
 		}
 	}
 	if next.InTransaction() {
-		return r.flush(ctx, 0)
+		return r.handBatchOver(ctx, 0)
 	}
 	if len(r.pending.picks) > 0 {
-		return r.flush(ctx, next.End)
+		return r.handBatchOver(ctx, next.End)
 	}
 	r.late.passed.Store(max(r.late.passed.Load(), uint64(next.End)))
 	r.lane.passedLSN.Store(uint64(next.End))
@@ -412,16 +412,16 @@ func (r *lateReader) pickClients(ctx context.Context, c sink.ServedCampaign, of 
 		if r.clients < most && len(r.pending.picks) < latePicks && r.bytes < r.claim.Config.StepBytes/lateShare {
 			continue
 		}
-		if err := r.flush(ctx, 0); err != nil {
+		if err := r.handBatchOver(ctx, 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// flush hands the batch at hand to decide. With its picks everything up to upTo is
+// handBatchOver hands the batch at hand to decide. With its picks everything up to upTo is
 // handled, unless that is 0.
-func (r *lateReader) flush(ctx context.Context, upTo id.LSN) error {
+func (r *lateReader) handBatchOver(ctx context.Context, upTo id.LSN) error {
 	if len(r.pending.picks) == 0 && upTo == 0 {
 		return nil
 	}
@@ -452,7 +452,7 @@ func (r *lateReader) moveIdle(ctx context.Context) error {
 	if passed <= r.sent || time.Since(r.sentAt) < idleMove || !r.passed && passed-r.sent < idleBytes {
 		return nil
 	}
-	return r.flush(ctx, passed)
+	return r.handBatchOver(ctx, passed)
 }
 
 // sourceID names what the reader's positions count in.

@@ -61,7 +61,7 @@ func (l *lane) noteLeftOut(st *step, p *record.Payload) {
 			}
 			continue
 		}
-		l.svc.log.write(skipRefused, 1, 0, attrs)
+		l.svc.log.writeLines(skipRefused, 1, 0, attrs)
 		// The reason stays out: the table's own words may hold values of a row.
 		news := RecentCampaign{Campaign: d.Campaign.Campaign, Restaurant: d.Campaign.Restaurant, Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1,
 			Reason: "the feedback table refuses its rows; see `dinnerbell campaigns` and `dinnerbell dead-letters list`"}

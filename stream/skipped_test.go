@@ -197,12 +197,12 @@ func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 	lines := &logLines{}
 	o := foldedLog{log: slog.New(slog.NewTextHandler(lines, nil))}
 	for i := range 1000 {
-		o.write(skipRefused, 1, 0, func(int) []any { return []any{"offset", i} })
+		o.writeLines(skipRefused, 1, 0, func(int) []any { return []any{"offset", i} })
 	}
-	o.write(skipExpired, 1, 0, func(int) []any { return []any{"offset", 1000} })
-	o.write(logAccepted, 300, 0, func(i int) []any { return []any{"offset", i} })
-	o.write(logFinished, 300, 4500, func(i int) []any { return []any{"offset", i} })
-	o.write(logFinished, 1, 15, func(int) []any { return []any{"offset", 300} })
+	o.writeLines(skipExpired, 1, 0, func(int) []any { return []any{"offset", 1000} })
+	o.writeLines(logAccepted, 300, 0, func(i int) []any { return []any{"offset", i} })
+	o.writeLines(logFinished, 300, 4500, func(i int) []any { return []any{"offset", i} })
+	o.writeLines(logFinished, 1, 15, func(int) []any { return []any{"offset", 300} })
 	o.closeWindows()
 	if n := len(lines.with("msg=\"message notifies", "refused")); n != skipLogLines {
 		t.Errorf("%d lines, want %d", n, skipLogLines)

@@ -332,7 +332,7 @@ func (l *lane) noteSkipped(st *step, seq int64) {
 			c.older.Add(1)
 		default:
 		}
-		l.svc.log.write(o.kind, 1, 0, func(int) []any { return l.skippedAttributes(o, seq) })
+		l.svc.log.writeLines(o.kind, 1, 0, func(int) []any { return l.skippedAttributes(o, seq) })
 	}
 	l.svc.recent.add(news...)
 	if !st.revives {
@@ -418,9 +418,9 @@ type skipWindow struct {
 	end     *time.Timer
 }
 
-// write writes the lines of n messages, or only counts them and their clients where the
+// writeLines writes the lines of n messages, or only counts them and their clients where the
 // window is full. attributes is called only for a line that is written.
-func (o *foldedLog) write(kind skipReason, n int, clients int64, attributes func(i int) []any) {
+func (o *foldedLog) writeLines(kind skipReason, n int, clients int64, attributes func(i int) []any) {
 	lines := 0
 	if n > 0 {
 		lines = o.admitLines(kind, n, clients)

@@ -75,8 +75,8 @@ func newCampaignTraces(tracer Tracer) *campaignTraces {
 	return &campaignTraces{tracer: tracer, byKey: map[campaign.Key]*campaignTrace{}}
 }
 
-// begin begins the trace of a campaign in place of a former one.
-func (t *campaignTraces) begin(m *message, lane int32) {
+// beginTrace begins the trace of a campaign in place of a former one.
+func (t *campaignTraces) beginTrace(m *message, lane int32) {
 	if t == nil || m.window != nil { // a replay's clients were told before, or in vain
 		return
 	}

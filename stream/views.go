@@ -17,8 +17,8 @@ type viewOrder struct {
 	settled chan struct{} // closed at the next settle; nil: nobody waits
 }
 
-// begin numbers a view. It must be called before the view is opened.
-func (o *viewOrder) begin() int64 {
+// beginView numbers a view. It must be called before the view is opened.
+func (o *viewOrder) beginView() int64 {
 	if o == nil {
 		return 0
 	}

@@ -46,7 +46,7 @@ type LetterFilter struct {
 	Since time.Time
 }
 
-func (f *LetterFilter) chooses(d *DeadLetter) bool {
+func (f *LetterFilter) choosesLetter(d *DeadLetter) bool {
 	if d.Refused.Before(f.Since) {
 		return false
 	}
@@ -141,7 +141,7 @@ func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn fu
 		r := fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
 		var failed error // of fn, which asks no broker
 		err = r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error {
-			if d := newDeadLetter(r); filter.chooses(d) {
+			if d := newDeadLetter(r); filter.choosesLetter(d) {
 				failed = fn(d)
 			}
 			return failed

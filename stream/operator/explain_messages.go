@@ -92,7 +92,7 @@ func (g *gatherer) readMessages(ctx context.Context, t *topicSearch) error {
 			return err
 		}
 		at := min(max(next[p], start), end) // 0 where the lane has no row yet
-		to, err := t.scan(ctx, name, p, at, min(end, at+t.limits.Offsets), func(r *fetch.Record) error {
+		to, err := t.scanPartition(ctx, name, p, at, min(end, at+t.limits.Offsets), func(r *fetch.Record) error {
 			if m, ok := g.matchMessage(r); ok {
 				m.Unread = true
 				unread = append(unread, m)

@@ -96,7 +96,7 @@ func (g *gatherer) readTopics(ctx context.Context) {
 			explain.SourceRecord: g.findRecord, explain.SourceDeadLetter: g.readLetters, explain.SourceMessage: g.readMessages,
 		}[s]
 		t.left = t.limits.Bytes
-		if err := t.bounded(ctx, func(ctx context.Context) error { return read(ctx, t) }); err != nil {
+		if err := t.searchWithinBounds(ctx, func(ctx context.Context) error { return read(ctx, t) }); err != nil {
 			fail(s, err)
 		}
 	}
@@ -120,8 +120,8 @@ func (t *topicSearch) readMetadata(ctx context.Context) (err error) {
 	return err
 }
 
-// bounded runs a search within the time of one topic.
-func (t *topicSearch) bounded(ctx context.Context, search func(context.Context) error) error {
+// searchWithinBounds runs a search within the time of one topic.
+func (t *topicSearch) searchWithinBounds(ctx context.Context, search func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, t.limits.Time, fmt.Errorf("nothing more was read after %s", t.limits.Time))
 	defer cancel()
 	err := search(ctx)
@@ -154,9 +154,9 @@ func (t *topicSearch) committedRange(ctx context.Context, name string, partition
 	return first.Offset, last.Offset, t.cfg.ExplainDenied(err, t.client, "Read", name)
 }
 
-// scan reads [from, to) until fn returns errEnough or the bytes are used up. It returns
+// scanPartition reads [from, to) until fn returns errEnough or the bytes are used up. It returns
 // the offset at which it stopped.
-func (t *topicSearch) scan(ctx context.Context, name string, partition int32, from, to int64, fn func(*fetch.Record) error) (stopped int64, err error) {
+func (t *topicSearch) scanPartition(ctx context.Context, name string, partition int32, from, to int64, fn func(*fetch.Record) error) (stopped int64, err error) {
 	stopped = from
 	err = t.reader(name, partition).ReadRange(ctx, from, to, func(r *fetch.Record) error {
 		stopped = r.Next
@@ -184,7 +184,7 @@ func (t *topicSearch) scanBackwards(ctx context.Context, name string, partition 
 	end, hit := before, false
 	for size := int64(4096); end > start && !hit && before-end < t.limits.Offsets; size *= 4 {
 		from := max(start, end-size, before-t.limits.Offsets)
-		stopped, err := t.scan(ctx, name, partition, from, end, func(r *fetch.Record) error {
+		stopped, err := t.scanPartition(ctx, name, partition, from, end, func(r *fetch.Record) error {
 			hit = found(r) || hit
 			return nil
 		})
@@ -264,12 +264,12 @@ func (t *topicSearch) findKey(ctx context.Context, partition int32, key string, 
 		found = &explain.Record{Topic: name, Partition: partition, Offset: r.Offset, Time: time.UnixMilli(r.Time)}
 		return errEnough
 	}
-	search.To, err = t.scan(ctx, name, partition, near, end, look)
+	search.To, err = t.scanPartition(ctx, name, partition, near, end, look)
 	search.Partial = search.To < end
 	if err != nil || found != nil || t.left <= 0 {
 		return found, search, err
 	}
-	stopped, err := t.scan(ctx, name, partition, far, near, look)
+	stopped, err := t.scanPartition(ctx, name, partition, far, near, look)
 	if stopped == near {
 		search.From = far
 	}

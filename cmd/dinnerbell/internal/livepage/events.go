@@ -51,9 +51,9 @@ func (s *streams) hasStreams() bool {
 	return len(s.all) > 0
 }
 
-// send gives each stream the frame. A stream that has not written the one before misses
+// sendFrame gives each stream the frame. A stream that has not written the one before misses
 // this one: it sends what has changed since its last.
-func (s *streams) send(f *frame) {
+func (s *streams) sendFrame(f *frame) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.all {
@@ -93,7 +93,7 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if _, err := fmt.Fprint(w, "retry: 1000\n\n"); err != nil { // after a restart of the daemon, in milliseconds
 		return
 	}
-	if first, err := p.render(r.Context()); err == nil {
+	if first, err := p.renderFrame(r.Context()); err == nil {
 		frames <- first
 	}
 	end := time.NewTimer(p.streamAge)
@@ -135,11 +135,11 @@ func (s *eventStream) sendFrame(f *frame, r *ring) error {
 		}
 	}
 	samples, next := r.samplesSince(s.next)
-	if err := s.write("samples", newChartData(samples, s.next == 0)); err != nil {
+	if err := s.writeEvent("samples", newChartData(samples, s.next == 0)); err != nil {
 		return err
 	}
 	s.next = next
-	err := s.write("page", struct {
+	err := s.writeEvent("page", struct {
 		Version  string            `json:"version"`
 		Sections map[string]string `json:"sections"`
 	}{f.Version, changed})
@@ -152,7 +152,7 @@ func (s *eventStream) sendFrame(f *frame, r *ring) error {
 	return nil
 }
 
-func (s *eventStream) write(event string, v any) error {
+func (s *eventStream) writeEvent(event string, v any) error {
 	text, err := json.Marshal(v) // one line
 	if err != nil {
 		return fmt.Errorf("encode event: %w", err)

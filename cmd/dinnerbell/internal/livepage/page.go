@@ -83,12 +83,12 @@ func (p *Page) Run(ctx context.Context) error {
 			if !p.streams.hasStreams() {
 				continue
 			}
-			f, err := p.render(ctx)
+			f, err := p.renderFrame(ctx)
 			if err != nil {
 				p.log.Error("the live page cannot be rendered", "error", err)
 				continue
 			}
-			p.streams.send(f)
+			p.streams.sendFrame(f)
 		case <-ctx.Done():
 			return nil
 		}
@@ -105,8 +105,8 @@ type frame struct {
 // sectionNames are the parts of the page that change, in their order.
 var sectionNames = []string{"announce", "head", "tiles", "campaigns", "source", "lanes", "letters", "events", "minutes"}
 
-// render renders all sections.
-func (p *Page) render(ctx context.Context) (*frame, error) {
+// renderFrame renders all sections.
+func (p *Page) renderFrame(ctx context.Context) (*frame, error) {
 	v := p.buildView(ctx)
 	f := &frame{Version: v.Status.Version, names: sectionNames, html: make(map[string]string, len(sectionNames))}
 	var buf bytes.Buffer
