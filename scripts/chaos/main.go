@@ -14,7 +14,8 @@
 //
 // -soak 30 runs one round of 30 minutes instead, at a moderate load, samples memory,
 // goroutines, descriptors, disk, tables and WAL all the while, and fails if one of them
-// grows (package slope, slopeLimits).
+// grows (package slope, slopeLimits). -judge build/soak.jsonl judges the samples of an earlier
+// soak again.
 package main
 
 import (
@@ -42,6 +43,7 @@ type options struct {
 	faults        int    // per round
 	soak          int    // minutes of the one round of a soak; 0: rounds
 	samples       string // path of a soak's samples
+	judge         string // path of the samples of an earlier soak; runs nothing
 	limit, slow   time.Duration
 	binary, out   string
 	keep          string // folder for failed rounds
@@ -89,6 +91,7 @@ func parseOptions(args []string) (*options, error) {
 	f.IntVar(&o.faults, "faults", 10, "number of faults in each round")
 	f.IntVar(&o.soak, "soak", 0, "one round of this many minutes at a moderate load, at least 2; from 20 on its samples must show no leak")
 	f.StringVar(&o.samples, "samples", "build/soak.jsonl", "path of the samples of a soak")
+	f.StringVar(&o.judge, "judge", "", "run nothing; judge the slopes of the samples in this file (.gz: compressed)")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "time to catch up after the faults; a longer recovery is a failure")
 	f.DurationVar(&o.slow, "slow", 25*time.Second, "the folder of a round with a longer recovery is kept, too, though the round has not failed")
 	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "path of the daemon")
@@ -125,6 +128,9 @@ func run(args []string) (err error) {
 	o, err := parseOptions(args)
 	if err != nil {
 		return err
+	}
+	if o.judge != "" {
+		return judgeSamples(o.judge, os.Stdout)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

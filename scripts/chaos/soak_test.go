@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -24,7 +25,7 @@ func newSoak() *sampler {
 		daemon := func(name string, started time.Duration) {
 			lanes := 1 + int(at/(4*time.Minute))%2
 			s.samples = append(s.samples, &sample{At: at, Of: name, Started: started.Seconds(), Campaigns: campaigns, Changes: 8 * int(at.Seconds()), Lanes: lanes, Figures: map[string]float64{
-				figRSS: 70e6 + noise(5e6), figLive: 10e6 + noise(2e6), figGoroutines: 30 + 25*float64(lanes) + noise(20), figFiles: 40 + noise(6),
+				figRSS: 70e6 + noise(5e6), figOutside: 9e6 + noise(1e6), figLive: 10e6 + noise(2e6), figGoroutines: 30 + 25*float64(lanes) + noise(20), figFiles: 40 + noise(6),
 				figState: 37e6 + noise(1e6) + 100*8*at.Seconds(),
 			}})
 		}
@@ -85,6 +86,35 @@ func TestSoakFindsALeak(t *testing.T) {
 	}
 }
 
+// The samples of a soak on Apache Kafka, of which docs/performance.md has the figures, show no
+// leak. A leak of the size that each run must show, added to them, is found beneath their
+// noise; a figure without a size of its own must show four tolerances.
+func TestLeakBeneathTheNoiseOfARealSoak(t *testing.T) {
+	t.Parallel()
+	check := func(leak *slope.Limit, perX float64) string {
+		list, err := readSamples("testdata/soak-kafka.jsonl.gz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range list {
+			if y, ok := one.Figures[leak.Figure]; ok {
+				one.Figures[leak.Figure] = y + perX*one.amountOf(leak.Per)
+			}
+		}
+		v := oracle.NewVerdict()
+		samplerOf(list).checkSlopes(v)
+		return strings.Join(v.Problems, "\n")
+	}
+	if got := check(&slopeLimits[0], 0); got != "" {
+		t.Errorf("without a leak: %s", got)
+	}
+	for _, limit := range slopeLimits {
+		if got := check(&limit, cmp.Or(limit.Shows, 4*limit.Most)); !strings.HasPrefix(got, limit.Figure) || !strings.Contains(got, "grows") {
+			t.Errorf("a leak of %s: %q", limit.Figure, got)
+		}
+	}
+}
+
 // Each kind of fault comes, and none restarts the daemon that must live.
 func TestSoakSchedule(t *testing.T) {
 	t.Parallel()
@@ -106,7 +136,7 @@ func TestSoakSchedule(t *testing.T) {
 func TestFormatSlopes(t *testing.T) {
 	t.Parallel()
 	text := formatSlopes([]slope.Result{{Limit: slopeLimits[0], Of: "d0", Slope: 1e9, Problem: "grows"}}, leastSoak)
-	if !strings.Contains(text, figRSS) || !strings.Contains(text, "FAILED") || strings.Count(text, "\n") != 2 {
+	if !strings.Contains(text, figOutside) || !strings.Contains(text, "FAILED") || strings.Count(text, "\n") != 2 {
 		t.Error(text)
 	}
 }

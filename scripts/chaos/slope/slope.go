@@ -22,12 +22,16 @@ type Point struct {
 	Group int
 }
 
-// Limit is the largest slope that is no leak.
+// Limit is the largest slope that is no leak. A slope counts less twice its standard error,
+// so that noise fails no run; Shows bounds what the noise may hide.
 type Limit struct {
 	Figure string  `json:"figure"`
 	Unit   string  `json:"unit"` // of Y
 	Per    string  `json:"per"`  // the unit of X
 	Most   float64 `json:"most"` // Y per X
+	// Shows is a leak that every run must be able to show, in Y per X; 0: four times Most.
+	// A run that would hide such a leak fails.
+	Shows float64 `json:"shows,omitempty"`
 	// Quantile is the sample of each part that counts, between 0 and 1; 0 is the median. A low
 	// one suits a figure to which only noise is added, such as memory with buffers that come
 	// and go: a leak raises the least values too, and they differ less from part to part.
@@ -39,6 +43,7 @@ type Result struct {
 	Limit
 	Of      string  `json:"of"` // the process, or the deployment
 	Slope   float64 `json:"slope"`
+	Error   float64 `json:"error"` // the standard error of Slope
 	First   float64 `json:"first"` // the sample that counts, of the first part of the second half
 	Last    float64 `json:"last"`  // and of its last part
 	Largest float64 `json:"largest"`
@@ -74,33 +79,23 @@ func (l Limit) Check(of string, series []Point) Result {
 	for _, p := range series {
 		r.Largest = max(r.Largest, p.Y)
 	}
-	if r.Slope, err = fitLine(parts); err != nil {
+	if r.Slope, r.Error, err = fitLine(parts); err != nil {
 		r.Problem = fmt.Sprintf("%s of %s: %v", l.Figure, of, err)
 		return r
 	}
-	if r.Slope > l.Most {
-		r.Problem = fmt.Sprintf("%s of %s grows by %.4g %s per %s, more than %.4g", l.Figure, of, r.Slope, l.Unit, l.Per, l.Most)
-		return r
+	shown := r.Slope - 2*r.Error
+	shows := cmp.Or(l.Shows, leakFactor*l.Most)
+	switch {
+	case shown > l.Most:
+		r.Problem = fmt.Sprintf("%s of %s grows by %.4g ± %.2g %s per %s, more than %.4g", l.Figure, of, r.Slope, 2*r.Error, l.Unit, l.Per, l.Most)
+	case shown+shows <= l.Most: // it falls by itself, or there is too much noise
+		r.Problem = fmt.Sprintf("%s of %s, with a slope of %.4g ± %.2g, would hide a leak of %.4g %s per %s", l.Figure, of, r.Slope, 2*r.Error, shows, l.Unit, l.Per)
 	}
-	r.Problem = l.proveSensitive(of, parts)
 	return r
 }
 
-// leakFactor is the size of the leak that each series must show, in tolerances.
+// leakFactor is the size of the leak that a series must show, in tolerances.
 const leakFactor = 4
-
-// proveSensitive adds a leak to the series and returns a problem if the fit does
-// not show it: a figure that falls by itself could hide a leak.
-func (l Limit) proveSensitive(of string, parts []Point) string {
-	leaking := slices.Clone(parts)
-	for i := range leaking {
-		leaking[i].Y += leakFactor * l.Most * leaking[i].X
-	}
-	if got, err := fitLine(leaking); err == nil && got > l.Most {
-		return ""
-	}
-	return fmt.Sprintf("%s of %s would hide a leak of %.4g %s per %s", l.Figure, of, leakFactor*l.Most, l.Unit, l.Per)
-}
 
 // reduceParts returns a point for each part of the second half and each group, in the order
 // of the parts.
@@ -144,23 +139,24 @@ func (l Limit) reduceParts(series []Point) ([]Point, error) {
 }
 
 // fitLine returns the slope of the least-squares lines of the groups, which have one slope
-// and differ in height.
-func fitLine(points []Point) (float64, error) {
+// and differ in height, and the standard error of the slope.
+func fitLine(points []Point) (slope, stdErr float64, err error) {
 	type mean struct{ x, y, n float64 }
 	means := map[int]mean{}
 	for _, p := range points {
 		m := means[p.Group]
 		means[p.Group] = mean{m.x + p.X, m.y + p.Y, m.n + 1}
 	}
-	var xx, xy float64
+	var xx, xy, yy float64
 	for _, p := range points {
 		m := means[p.Group]
-		dx := p.X - m.x/m.n
-		xx += dx * dx
-		xy += dx * (p.Y - m.y/m.n)
+		dx, dy := p.X-m.x/m.n, p.Y-m.y/m.n
+		xx, xy, yy = xx+dx*dx, xy+dx*dy, yy+dy*dy
 	}
-	if xx == 0 || math.IsNaN(xy/xx) {
-		return 0, errors.New("nothing was done in the second half: there is nothing to compare with")
+	slope = xy / xx
+	if xx == 0 || math.IsNaN(slope) {
+		return 0, 0, errors.New("nothing was done in the second half: there is nothing to compare with")
 	}
-	return xy / xx, nil
+	free := float64(len(points) - len(means) - 1) // degrees of freedom; at least two, by leastParts
+	return slope, math.Sqrt(max(0, yy-slope*xy) / free / xx), nil
 }

@@ -34,7 +34,7 @@ var goroutines = Limit{Figure: "goroutines", Unit: "goroutines", Per: "campaign"
 func TestCheckFindsLeaks(t *testing.T) {
 	t.Parallel()
 	sawtooth := func(_ *rand.Rand, n float64) float64 { return 30e6 + float64(int(n*1e6)%20e6) } // a heap between collections
-	heap := Limit{Figure: "heap", Unit: "bytes", Per: "campaign", Most: 8192}
+	heap := Limit{Figure: "heap", Unit: "bytes", Per: "campaign", Most: 8192, Quantile: 0.1}
 	for name, c := range map[string]struct {
 		limit Limit
 		at    func(rnd *rand.Rand, n float64) float64
@@ -98,6 +98,21 @@ func TestCheckAtALowQuantile(t *testing.T) {
 	median.Quantile = 0
 	if r := median.Check("d0", drawSeries(buffers(0))); r.Problem == "" {
 		t.Errorf("the median shows slope %g: the quantile is not needed", r.Slope)
+	}
+}
+
+// Noise that looks like a leak fails no run, and noise that could hide a leak does.
+func TestCheckAllowsForNoise(t *testing.T) {
+	t.Parallel()
+	noise := func(of float64) []Point { // in steps that last a part
+		return drawSeries(func(_ *rand.Rand, n float64) float64 { return 10e6 + of*float64(int(n/50)%3) })
+	}
+	limit := Limit{Figure: "heap", Unit: "bytes", Per: "campaign", Most: 8192, Shows: 65536}
+	if r := limit.Check("d0", noise(2e6)); r.Problem != "" || r.Error < 4096 {
+		t.Errorf("slope %g ± %g: %s", r.Slope, r.Error, r.Problem)
+	}
+	if r := limit.Check("d0", noise(20e6)); !strings.Contains(r.Problem, "would hide a leak of 6.554e+04") {
+		t.Errorf("slope %g ± %g: %q", r.Slope, r.Error, r.Problem)
 	}
 }
 
