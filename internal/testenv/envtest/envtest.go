@@ -43,6 +43,7 @@ type sharedServers struct {
 	mu                sync.Mutex
 	dir               string // holds the servers' folders; below the system's temporary folder
 	postgres          *testenv.Postgres
+	templateClause    string // of CREATE DATABASE; written once, with postgres
 	broker            *testenv.Broker
 	binary            string
 	databases, topics int // counters for names
