@@ -35,7 +35,8 @@ type committer struct {
 	shipped   *shipProgress
 	corrected *correctedKeys
 	guarded   *guardedCampaigns
-	late      *lateWork // nil: late subscribers are not served
+	late      *lateWork       // nil: late subscribers are not served
+	demand    chan<- struct{} // to the decider: a step can be sent
 	steps     <-chan *step
 	toShip    chan<- *inflightStep
 	buffers   chan<- []byte
@@ -112,13 +113,18 @@ func (c *committer) run(ctx context.Context) (err error) {
 		close(c.inflight)
 		<-read
 	}()
-	for steps := c.steps; steps != nil || len(c.sent) > 0; {
-		ready := steps
+	for steps, asked := c.steps, false; steps != nil || len(c.sent) > 0; {
+		ready, demand := steps, c.demand
 		if len(c.sent) == stepsInFlight || !c.isWindowOpen(c.last+1) {
-			ready = nil
+			ready, demand = nil, nil
+		} else if asked {
+			demand = nil
 		}
 		select {
+		case demand <- struct{}{}:
+			asked = true
 		case st, ok := <-ready: // not earlier: the decider seals a step again until it is received here
+			asked = false
 			if ok {
 				c.last++
 				c.unshipped = append(c.unshipped, unshippedStep{c.last, st.memoryHeld()})

@@ -18,8 +18,12 @@ import (
 // in the intake, a step in the decider and two in flight.
 const recentLimit = 16 * intakeMessages
 
+// backlogShare: the decider receives no messages while its backlog has this part of
+// StepBytes. One batch of large messages fills it, one of ordinary messages does not.
+const backlogShare = 8
+
 // decider owns the lane's schedule: it accepts messages, joins campaigns with
-// the subscriptions, and builds steps, one ahead of the committer.
+// the subscriptions, and builds a step when the committer asks for it.
 //
 // Messages are accepted strictly in the order of their offsets. Most are first
 // messages of small campaigns, accepted by the step that serves them: their
@@ -38,6 +42,7 @@ type decider struct {
 	late      *lateWork // nil: late subscribers are not served
 	arrivals  <-chan messageBatch
 	due       <-chan []*liveCampaign
+	demand    <-chan struct{} // from the committer: it can send a step
 	steps     chan<- *step
 	buffers   <-chan []byte // for COPY data
 
@@ -46,6 +51,7 @@ type decider struct {
 	weight   int             // of the backlog, in bytes
 	replayed []message       // messages of a replay, which are accepted behind the backlog
 	recent   *recentMessages // accepted lately: newer than any look-up
+	asked    bool            // the committer waits for the next step
 	ended    int64           // the second in which ended campaigns were last removed
 	hold     time.Duration   // how long nobody can be notified, because of limits.notifications_per_second
 	counted  id.List         // memory of countAudience
@@ -86,25 +92,30 @@ func (d *decider) run(ctx context.Context) error {
 	}
 }
 
-// receiveInput receives messages and due campaigns. It waits only when the decider has
+// receiveInput receives messages and due campaigns until the committer asks for a step.
+// So a step is built as late as possible, and a small campaign does not wait behind a
+// step of a large one that nobody needs yet. receiveInput also waits when the decider has
 // no work, or may notify nobody yet. It receives no messages while the backlog is full,
 // and no campaigns while there is no room for them.
 func (d *decider) receiveInput(ctx context.Context) error {
 	for {
 		arrivals, due := d.arrivals, d.due
 		late, rejoins := d.lateInput()
-		if len(d.backlog) >= intakeMessages || d.weight >= d.cfg.StepBytes {
+		if len(d.backlog) >= intakeMessages || d.weight >= d.cfg.StepBytes/backlogShare {
 			arrivals = nil
 		}
 		if !d.hasRoom() {
 			due = nil
 		}
-		if idle := d.isIdle(); idle || d.hold > 0 {
-			var paced <-chan time.Time
-			began := time.Now()
-			if !idle {
-				paced = time.After(d.hold)
-			}
+		var demand <-chan struct{}
+		var paced <-chan time.Time
+		switch {
+		case d.isIdle():
+		case d.hold > 0:
+			paced = time.After(d.hold)
+		case !d.asked:
+			demand = d.demand
+		default: // what waits by now goes into the step
 			select {
 			case a := <-arrivals:
 				d.enqueueMessages(a)
@@ -114,16 +125,12 @@ func (d *decider) receiveInput(ctx context.Context) error {
 				d.enqueueLate(b)
 			case l := <-rejoins:
 				d.enqueueDue([]*liveCampaign{l})
-			case <-paced:
-			case <-ctx.Done():
+			default:
 				return ctx.Err()
 			}
-			if !idle {
-				d.lane.svc.pace.held.Add(int64(time.Since(began)))
-			}
-			d.hold = 0
 			continue
 		}
+		began := time.Now()
 		select {
 		case a := <-arrivals:
 			d.enqueueMessages(a)
@@ -133,9 +140,16 @@ func (d *decider) receiveInput(ctx context.Context) error {
 			d.enqueueLate(b)
 		case l := <-rejoins:
 			d.enqueueDue([]*liveCampaign{l})
-		default:
+		case <-demand:
+			d.asked = true
+		case <-paced:
+		case <-ctx.Done():
 			return ctx.Err()
 		}
+		if paced != nil {
+			d.lane.svc.pace.held.Add(int64(time.Since(began)))
+		}
+		d.hold = 0
 	}
 }
 
@@ -346,6 +360,7 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 		again := time.NewTimer(min(max(left, 0), clockWatch)) // the clock may have been set back
 		select {
 		case d.steps <- st:
+			d.asked = false
 			again.Stop()
 			return nil
 		case <-again.C:

@@ -73,6 +73,10 @@ type liveCampaign struct {
 // ones leave; room that remains after them goes to fresh ones again. A turn is at
 // least a sixteenth of the step, since each turn costs an update of the campaign's
 // row: with very many long campaigns not every one has a turn in every step.
+//
+// A step with few clients of fresh campaigns has few of long ones too: the fresh ones
+// wait for the whole step. Every second step may be short, since small steps cost the
+// long campaigns their speed.
 type schedule struct {
 	byKey         map[campaign.Key]*liveCampaign
 	byID          map[string][]*liveCampaign // campaigns by id: one id may run for several restaurants
@@ -82,8 +86,9 @@ type schedule struct {
 	bytes         int             // memory held by campaigns in byKey
 	removedCaches []id.ID         // delivered caches of campaigns that were removed
 
-	replayed  int // campaigns in byKey that a replay brought
-	rejoining int // campaigns in byKey that are joined again for late subscribers
+	replayed  int  // campaigns in byKey that a replay brought
+	short     bool // the last step was short
+	rejoining int  // campaigns in byKey that are joined again for late subscribers
 }
 
 func newSchedule() *schedule {
@@ -165,6 +170,10 @@ func (s *schedule) takeEnded(now int64) []*liveCampaign {
 	return ended
 }
 
+// shortShare of a step's room is what fresh campaigns have at most, and what long ones
+// get, in a short step.
+const shortShare = 8
+
 // serveCampaigns calls take for campaigns in turn until the step's room is used. take returns
 // how much room the campaign used and whether it has no clients left; it is called
 // at most once per campaign and step. While there is room and no fresh campaign is
@@ -178,6 +187,9 @@ func (s *schedule) serveCampaigns(room int, more func() bool, take serveFunc) er
 	whole, least := room/4, max(room/16, 1)
 	used, err := s.serveFresh(freshRoom, whole, more, take)
 	left := room - min(used, freshRoom) // the last fresh one may exceed the share of the fresh ones without taking from the others
+	if s.short = !s.short && waiting > 0 && used > 0 && used <= room/shortShare; s.short {
+		left = min(left, room/shortShare)
+	}
 	for i := 0; err == nil && i < waiting && left > 0; i++ {
 		l := s.long[0]
 		s.long[0], s.long = nil, s.long[1:]

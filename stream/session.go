@@ -27,6 +27,7 @@ type session struct {
 
 	arrivals  chan messageBatch    // intake → decide
 	due       chan []*liveCampaign // starter → decide: campaigns to be joined; they have passed the barrier
+	demand    chan struct{}        // commit → decide: the next step can be sent at once
 	steps     chan *step           // decide → commit
 	toShip    chan *inflightStep   // commit → ship, in order
 	buffers   chan []byte          // commit → decide: of COPY data that is sent, to be filled again
@@ -46,9 +47,9 @@ type shipProgress struct {
 func newSession(l *lane, c *takeover.Claim) *session {
 	s := &session{
 		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)}, guarded: newGuardedCampaigns(),
-		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
+		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), demand: make(chan struct{}), steps: make(chan *step),
 		toShip:  make(chan *inflightStep, c.Config.Window+len(c.Pending)),
-		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
+		buffers: make(chan []byte, 3), // one step is built, two are in flight
 	}
 	s.messages = newMessageInspector(c.Config, l.id, c.Feedback, c.Limits, s.reader, l.svc.store)
 	s.messages.parser.traced = l.svc.traces != nil
@@ -128,14 +129,14 @@ func (s *session) newDecider() *decider {
 	d := newDecider(s.lane, s.lane.svc.cfg)
 	d.claim, d.delivered, d.corrected, d.late = s.claim, s.messages.delivered, &s.corrected, s.late
 	d.guarded = s.guarded
-	d.arrivals, d.due, d.steps, d.buffers = s.arrivals, s.due, s.steps, s.buffers
+	d.arrivals, d.due, d.demand, d.steps, d.buffers = s.arrivals, s.due, s.demand, s.steps, s.buffers
 	return d
 }
 
 func (s *session) newCommitter() *committer {
 	return &committer{
 		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected, guarded: s.guarded, late: s.late,
-		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
+		demand: s.demand, steps: s.steps, toShip: s.toShip, buffers: s.buffers,
 		last: s.claim.Decided, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}
 }

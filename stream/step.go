@@ -72,7 +72,7 @@ type clientPick struct {
 }
 
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
-// builds a step while the committer commits the one before.
+// builds a step while the committer commits the ones before.
 type step struct {
 	began      time.Time // when its first row or message came
 	nextOffset int64     // 0: does not move
