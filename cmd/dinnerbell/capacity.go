@@ -29,7 +29,7 @@ type capacityCmd struct {
 
 	OneMachine float64 `placeholder:"LANES" help:"Instead, print how many notifications a second LANES lanes carry if Postgres, Kafka and the daemon share one machine with the cores of the measurement."`
 
-	Units string `type:"existingfile" placeholder:"FILE" help:"Unit costs measured by 'make bench' (default: those of docs/performance.md)."`
+	Units string `type:"existingfile" placeholder:"FILE" help:"Unit costs measured by 'make bench' (default: those of docs/capacity.md)."`
 	JSON  bool   `help:"As JSON."`
 }
 

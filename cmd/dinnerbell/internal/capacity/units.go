@@ -56,7 +56,7 @@ type Subscription struct {
 //go:embed units.json
 var builtIn []byte
 
-// Default are the unit costs of docs/performance.md.
+// Default are the unit costs of docs/capacity.md.
 func Default() (Units, error) { return parseUnits(builtIn, "built-in unit costs") }
 
 // Read reads the units that the benchmark wrote to build/units.json.
