@@ -246,7 +246,7 @@ func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay 
 		h := r.svc.lanes[rg.lane]
 		r.svc.mu.Unlock()
 		if h == nil {
-			r.noteNotCovered(rg.lane, "another daemon of the group has it: run the same command there")
+			r.noteNotCovered(rg.lane, r.svc.explainNotOwned(ctx).Error())
 			continue
 		}
 		out = append(out, &laneReplay{

@@ -63,7 +63,7 @@ func (l *laneReplay) run(ctx context.Context) error {
 		select {
 		case lane.replays <- l:
 		case <-l.handle.done:
-			return lane.replayStopped()
+			return l.explainStopped(ctx)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -87,14 +87,24 @@ func (l *laneReplay) run(ctx context.Context) error {
 	}
 }
 
-// replayStopped returns the error of a replay whose lane has no session any more.
-func (l *lane) replayStopped() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.status.Halted != nil {
-		return fmt.Errorf("%w; then run this again", l.status.Halted)
+// explainStopped returns why the lane has no session any more. The lane has ended.
+func (l *laneReplay) explainStopped(ctx context.Context) error {
+	lane := l.handle.lane
+	lane.mu.Lock()
+	halted := lane.status.Halted
+	lane.mu.Unlock()
+	l.svc.mu.Lock()
+	ending := l.handle.ending
+	l.svc.mu.Unlock()
+	switch {
+	case halted != nil:
+		return fmt.Errorf("%w; then run this again", halted)
+	case ending.loss != nil:
+		return l.svc.explainLoss(ctx, ending.loss)
+	case ending.given:
+		return errors.New("the lane was stopped here, it was given to another daemon; see `dinnerbell status`, then run this again")
 	}
-	return errors.New("the lane was stopped here, it was given to another daemon; see `dinnerbell status`, then run this again")
+	return errors.New("the daemon is being stopped; run this again once it is back")
 }
 
 // replayer runs the replays of a lane in one session.

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
@@ -20,7 +19,6 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
-	"dinnerbell/stream/topic"
 )
 
 // Barrier waits for fresh subscriptions. It returns once the local subscriptions are as
@@ -124,6 +122,7 @@ type Service struct {
 	lanes     map[int32]*laneHandle
 	gone      map[int32]*lane // that the service has lost and nobody else is known to have: Status shows their last figures
 	assigned  bool
+	loss      *groupLoss // the group's error has taken all lanes; nil: it has not
 	lastError string
 	skew      time.Duration // how far our clock is ahead of Postgres', as of the last look
 	skewOff   time.Duration // the largest error of skew
@@ -137,6 +136,13 @@ type laneHandle struct {
 	lane   *lane
 	cancel context.CancelFunc
 	done   chan struct{}
+	ending laneEnding // Service.mu guards it
+}
+
+// laneEnding is why a lane was stopped. Its zero value: the service ends.
+type laneEnding struct {
+	given bool       // the group has given the lane to another daemon
+	loss  *groupLoss // an error of the group; nobody knows who owns the lane next
 }
 
 // New makes a service; Run starts it.
@@ -272,83 +278,12 @@ func (s *Service) setLastError(text string) {
 	s.lastError = text
 }
 
-// joinGroup makes the client of the consumer group. The client fetches nothing: each
-// lane has its own. The process is a static member (KIP-345), so that after a
-// restart the group hands back the same lanes at once.
-func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
-	client, err := s.cfg.Kafka.NewClient(
-		kgo.ConsumerGroup(s.cfg.Kafka.Group),
-		kgo.InstanceID(s.cfg.Kafka.InstanceID),
-		kgo.ConsumeTopics(s.cfg.Kafka.Campaigns),
-		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.SessionTimeout(topic.SessionTimeout),
-		kgo.RebalanceTimeout(s.cfg.DrainTimeout+topic.SessionTimeout), // a lane that is taken away drains first
-		kgo.HeartbeatInterval(topic.SessionTimeout/10),
-		kgo.MetadataMaxAge(time.Minute), // new partitions are seen within it
-		kgo.DisableAutoCommit(),
-		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
-			s.startLanes(ctx, m[s.cfg.Kafka.Campaigns])
-		}),
-		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
-			s.setLastError("the group's brokers did not answer in time, and the lanes are lost; joining again")
-			s.loseLanes(m[s.cfg.Kafka.Campaigns])
-		}),
-	)
-	if err != nil {
-		return nil, err
-	}
-	client.PauseFetchTopics(s.cfg.Kafka.Campaigns)
-	return client, nil
-}
-
-// watchGroup polls the group's client for errors; it never returns records.
-func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
-	for {
-		fetches := client.PollFetches(ctx)
-		if fetches.IsClientClosed() || ctx.Err() != nil {
-			return nil //nolint:nilerr // an orderly end
-		}
-		for _, e := range fetches.Errors() {
-			s.setLastError(e.Err.Error())
-			if errors.Is(e.Err, kerr.FencedInstanceID) {
-				return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
-					Hint: "stop one of the two, or give each its own source.slot"}
-			}
-			s.cfg.Logger.Warn("cannot take part in the consumer group, trying again", "group", s.cfg.Kafka.Group, "error", e.Err, "to_mend", topic.MendConnection(e.Err))
-		}
-	}
-}
-
-// watchJoin shows in status and log why the group's first answer takes long.
-func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
-	var step takeover.PhaseWatch
-	step.Enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
-		return topic.GroupCoordinator(s.cfg.Kafka.Group).Diagnose(ctx, s.cfg.Kafka, client)
-	})
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer step.Watch(ctx, s.stepPatience, func(name string, why error) {
-		s.mu.Lock()
-		assigned := s.assigned
-		if !assigned && !errors.Is(why, takeover.ErrNoAnswer) {
-			s.lastError = fmt.Sprintf("%s: %v", name, why)
-			s.cfg.Logger.Warn("the consumer group has not answered yet", "group", s.cfg.Kafka.Group, "error", why, "to_mend", topic.MendConnection(why))
-		}
-		s.mu.Unlock()
-		if assigned {
-			cancel()
-		}
-	})()
-	<-ctx.Done()
-	return nil
-}
-
 // startLanes starts the lanes of newly assigned partitions.
 func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.assigned, s.lastError = true, ""
+	s.endGroupLossLocked()
 	gone := s.gone
 	s.gone = map[int32]*lane{} // of others, where they are not among the partitions
 	for _, p := range partitions {
@@ -387,21 +322,17 @@ func (s *Service) noteHaltedLane(err error) {
 	}
 }
 
-// stopLanes stops lanes and waits for their end: another daemon owns them next.
-func (s *Service) stopLanes(partitions []int32) { s.endLanes(partitions, false) }
-
-// loseLanes is stopLanes for lanes of which nobody knows who owns them next: Status goes
-// on to show their last figures.
-func (s *Service) loseLanes(partitions []int32) { s.endLanes(partitions, true) }
-
-func (s *Service) endLanes(partitions []int32, lost bool) {
+// stopLanes stops lanes and waits for their end. Unless another daemon owns them next,
+// Status goes on to show their last figures.
+func (s *Service) stopLanes(partitions []int32, ending laneEnding) {
 	var handles []*laneHandle
 	s.mu.Lock()
 	for _, p := range partitions {
 		if h := s.lanes[p]; h != nil {
 			handles = append(handles, h)
 			delete(s.lanes, p)
-			if lost {
+			h.ending = ending
+			if !ending.given {
 				s.gone[p] = h.lane
 			}
 		}
@@ -422,7 +353,7 @@ func (s *Service) stopAllLanes() {
 		partitions = append(partitions, p)
 	}
 	s.mu.Unlock()
-	s.loseLanes(partitions)
+	s.stopLanes(partitions, laneEnding{})
 }
 
 // reportOffsets commits the lanes' offsets to the group for lag monitors, until ctx

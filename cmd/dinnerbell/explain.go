@@ -97,7 +97,7 @@ func (c *explainCmd) Run(ctx context.Context, a *invocation) error {
 	lookup := &subscriptionLookup{cfg: cfg, source: daemon.SourceConfig(cfg, log).Config}
 	evidence := operator.GatherEvidence(ctx, daemon.ClaimConfig(cfg, log), explain.Question{Campaign: string(c.Campaign), Client: string(c.Client), Restaurant: string(c.Restaurant)}, operator.EvidenceOptions{
 		LateSubscribers: cfg.Join.LateSubscribers,
-		Owners:          func(ctx context.Context) map[int32]*explain.Owner { return askOwners(ctx, cfg) },
+		Owners:          func(ctx context.Context) (map[int32]*explain.Owner, string) { return askOwners(ctx, cfg) },
 		Subscriptions:   lookup.findSubscriptions,
 	})
 	if ctx.Err() != nil {
@@ -123,17 +123,18 @@ func (c *explainCmd) Run(ctx context.Context, a *invocation) error {
 	return nil
 }
 
-// askOwners returns the lanes of the running daemon; none where no daemon answers.
-func askOwners(ctx context.Context, cfg *config.Config) map[int32]*explain.Owner {
+// askOwners returns the lanes of the running daemon, none where no daemon answers, and the
+// error that keeps it from owning any.
+func askOwners(ctx context.Context, cfg *config.Config) (owners map[int32]*explain.Owner, noLanes string) {
 	body, err := control.Get(ctx, cfg.State.Dir, "/api/status")
 	if err != nil {
-		return nil
+		return nil, ""
 	}
 	var r status.Report
 	if json.Unmarshal(body, &r) != nil {
-		return nil
+		return nil, ""
 	}
-	owners := map[int32]*explain.Owner{}
+	owners = map[int32]*explain.Owner{}
 	for _, l := range r.Lanes {
 		for _, reason := range r.Reasons { // a lane that stands still need not have an error
 			if text, ok := strings.CutPrefix(reason, fmt.Sprintf("lane %d: ", l.Partition)); ok && l.LastError == "" {
@@ -142,7 +143,7 @@ func askOwners(ctx context.Context, cfg *config.Config) map[int32]*explain.Owner
 		}
 		owners[l.Partition] = &explain.Owner{State: l.State, LastError: l.LastError, Shipped: l.Shipped, Waiting: l.WaitingForFreshness, Held: l.HeldByTransaction}
 	}
-	return owners
+	return owners, r.NoLanesError()
 }
 
 // subscriptionLookup finds out whether a client is subscribed: from the running daemon,

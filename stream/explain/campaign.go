@@ -134,7 +134,7 @@ func (e *Evidence) describeWait(n int32) string {
 	l := e.lane(n)
 	switch {
 	case l == nil || l.Owner == nil:
-		return fmt.Sprintf("no daemon that answers here owns lane %d", n)
+		return e.describeNoOwner(n)
 	case l.Owner.Waiting:
 		return fmt.Sprintf("lane %d waits for fresh subscriptions (dinnerbell status)", n)
 	case l.Owner.Held != "":
@@ -143,6 +143,14 @@ func (e *Evidence) describeWait(n int32) string {
 		return fmt.Sprintf("lane %d (%s): %s", n, l.Owner.State, l.Owner.LastError)
 	}
 	return fmt.Sprintf("lane %d is %s, and serves it in its turn", n, l.Owner.State)
+}
+
+// describeNoOwner says why nobody here owns a lane.
+func (e *Evidence) describeNoOwner(n int32) string {
+	if e.NoLanes != "" {
+		return fmt.Sprintf("the daemon that answers here owns no lane, and so not lane %d: %s", n, e.NoLanes)
+	}
+	return fmt.Sprintf("no daemon that answers here owns lane %d", n)
 }
 
 // isCutOff reports whether the campaign's end came before its fan-out was over: its last

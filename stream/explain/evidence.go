@@ -39,6 +39,9 @@ type Evidence struct {
 	Campaigns     []CampaignRow
 	MoreCampaigns bool // the table has more restaurants of the campaign than were read
 	Lanes         []Lane
+	// NoLanes is the error that keeps the daemon that answers from owning any lane; "" where
+	// it owns some or others have them all, and where no daemon answers.
+	NoLanes string
 
 	Letters  []Letter // newest first
 	Messages []Message

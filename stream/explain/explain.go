@@ -180,7 +180,10 @@ func (e *Evidence) describeDelay(n int32) string {
 	l := e.lane(n)
 	switch {
 	case l == nil || l.Owner == nil:
-		return fmt.Sprintf("no daemon that answers here owns lane %d; see the log of the daemon that does", n)
+		if e.NoLanes != "" {
+			return e.describeNoOwner(n)
+		}
+		return e.describeNoOwner(n) + "; see the log of the daemon that does"
 	case l.Owner.LastError != "":
 		return fmt.Sprintf("lane %d (%s): %s", n, l.Owner.State, l.Owner.LastError)
 	}

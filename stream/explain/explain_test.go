@@ -112,6 +112,10 @@ func TestExplain(t *testing.T) {
 			row(e)
 			e.Step = &Step{Lane: 1, Seq: 4, Shipped: 3}
 		}},
+		"decided, the daemon has lost its lanes": {want: NotShipped, why: "owns no lane, and so not lane 1: the group refuses it", change: func(e *Evidence) {
+			row(e)
+			e.Step, e.Lanes[0].Owner, e.NoLanes = &Step{Lane: 1, Seq: 4, Shipped: 3}, nil, "the group refuses it"
+		}},
 		"decided, no daemon": {want: NotShipped, why: "no daemon that answers here owns lane 1", change: func(e *Evidence) {
 			row(e)
 			e.Step, e.Lanes[0].Owner = &Step{Lane: 1, Seq: 4, Shipped: 3}, nil
@@ -274,6 +278,9 @@ func TestExplain(t *testing.T) {
 		}},
 		"not read": {want: NotRead, why: "lane 1 (halted): cut", change: func(e *Evidence) {
 			e.Campaigns, e.Messages, e.Lanes[0].Owner = nil, []Message{{Partition: 1, Offset: 9, Unread: true, Restaurant: "r"}}, &Owner{State: "halted", LastError: "cut"}
+		}},
+		"not read, the daemon has lost its lanes": {want: NotRead, why: "owns no lane, and so not lane 1: the group refuses it", change: func(e *Evidence) {
+			e.Campaigns, e.Messages, e.Lanes[0].Owner, e.NoLanes = nil, []Message{{Partition: 1, Offset: 9, Unread: true, Restaurant: "r"}}, nil, "the group refuses it"
 		}},
 		"not read, will be refused": {want: NotRead, why: "will be refused: no end", change: func(e *Evidence) {
 			e.Campaigns, e.Messages = nil, []Message{{Partition: 1, Offset: 9, Unread: true, Invalid: "no end"}}

@@ -20,8 +20,9 @@ import (
 // EvidenceOptions are what the gathering of evidence needs beside the sinks.
 type EvidenceOptions struct {
 	LateSubscribers bool // join.late_subscribers
-	// Owners returns what the running daemon says about its lanes; nil where none answers.
-	Owners func(context.Context) map[int32]*explain.Owner
+	// Owners returns what the running daemon says about its lanes, none where no daemon
+	// answers, and the error that keeps it from owning any.
+	Owners func(context.Context) (owners map[int32]*explain.Owner, noLanes string)
 	// Subscriptions tells whether the client is subscribed to the restaurants, and what
 	// could not be found out.
 	Subscriptions func(ctx context.Context, client string, restaurants []string) ([]explain.Subscription, []explain.Gap)
@@ -43,7 +44,7 @@ func GatherEvidence(ctx context.Context, cfg takeover.Config, q explain.Question
 		FeedbackTable: cfg.Sink.Tables().Feedback, CampaignTable: cfg.Sink.Tables().Campaign,
 	}}
 	if o.Owners != nil {
-		g.owners = o.Owners(ctx)
+		g.owners, g.e.NoLanes = o.Owners(ctx)
 	}
 	if err := g.readSink(ctx); err != nil {
 		g.e.Feedback, g.e.Step, g.e.Campaigns, g.e.Lanes = nil, nil, nil, nil

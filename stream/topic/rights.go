@@ -96,7 +96,12 @@ func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, err
 	if !refused && (err != nil || len(d.AuthorizedOperations) == 0 || slices.Contains(d.AuthorizedOperations, kmsg.ACLOperationRead)) {
 		return nil, nil //nolint:nilerr // a new cluster has no coordinator for some seconds, and joining the group reports every other error
 	}
-	return []precondition.Finding{f.missingRight("consumer group "+group, "Read", "no lane is assigned", resource{kindGroup, []string{group}})}, nil
+	return []precondition.Finding{f.missingGroupRight()}, nil
+}
+
+// missingGroupRight returns the finding of the missing right on the consumer group.
+func (f *Facts) missingGroupRight() precondition.Finding {
+	return f.missingRight("consumer group "+f.Config.Group, "Read", "no lane is assigned", resource{kindGroup, []string{f.Config.Group}})
 }
 
 // MissingTransactionRight returns the finding of a transactional id that the client may
@@ -115,9 +120,21 @@ func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic st
 	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return err
 	}
+	return fmt.Errorf("%w: %s", err, c.factsFor(client).missingRight("topic "+topic, operation, "", onTopics(topic)))
+}
+
+// ExplainGroupDenied is ExplainDenied for a request about the consumer group.
+func (c Config) ExplainGroupDenied(err error, client *kgo.Client) error {
+	if !errors.Is(err, kerr.GroupAuthorizationFailed) {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, c.factsFor(client).missingGroupRight())
+}
+
+// factsFor returns what the findings of missing rights need.
+func (c Config) factsFor(client *kgo.Client) *Facts {
 	seeds, _ := client.OptValue(kgo.SeedBrokers).([]string)
-	f := Facts{Config: c.WithDefaults(), Cluster: &Cluster{Bootstrap: strings.Join(seeds, ",")}}
-	return fmt.Errorf("%w: %s", err, f.missingRight("topic "+topic, operation, "", onTopics(topic)))
+	return &Facts{Config: c.WithDefaults(), Cluster: &Cluster{Bootstrap: strings.Join(seeds, ",")}}
 }
 
 // ExplainUndescribed returns the error of a topic that cannot be described: a right that is

@@ -164,8 +164,8 @@ func splitRemedy(text string) (rest, remedy string) {
 	}
 }
 
-// sqlRemedy matches a remedy that is a statement.
-var sqlRemedy = regexp.MustCompile("^(ALTER|CREATE|DROP|GRANT|SELECT|UPDATE) [^`]*$")
+// pastedRemedy matches a remedy that is a statement, or a command of Kafka.
+var pastedRemedy = regexp.MustCompile(`^((ALTER|CREATE|DROP|GRANT|SELECT|UPDATE)|kafka-[a-z]+\.sh) [^`+"`]*$")
 
 // composeRemedy returns what mends a server that does not answer: the remedy of its error,
 // else its start.
@@ -173,7 +173,7 @@ func composeRemedy(remedy, start string) string {
 	switch {
 	case remedy == "":
 		remedy = start
-	case sqlRemedy.MatchString(remedy):
+	case pastedRemedy.MatchString(remedy):
 		remedy = "run `" + remedy + "`"
 	}
 	return "`dinnerbell doctor` names the cause; " + remedy + ", and it goes on by itself"
@@ -324,15 +324,15 @@ func laneProblem(l *Lane, r *Report, site Site) (Problem, bool) {
 // daemon, that is no problem of its own.
 func noLaneProblems(r *Report, site Site) []Problem {
 	for _, reason := range r.Reasons {
-		text, ok := strings.CutPrefix(reason, "lanes: none owned")
+		text, ok := strings.CutPrefix(reason, noneOwned)
 		if !ok {
 			continue
 		}
 		text = strings.TrimLeft(text, ":, ")
-		if strings.HasPrefix(text, "other members") {
+		if strings.HasPrefix(text, ownedByOthers) {
 			return []Problem{{Part: "lanes", Level: LevelWarning, What: "this daemon stands by: " + text, Mend: "`dinnerbell setup`, if the campaigns topic is missing"}}
 		}
-		if strings.HasPrefix(text, "the group has not answered") {
+		if strings.HasPrefix(text, groupIsSilent) {
 			return []Problem{{Part: "lanes", Level: LevelWork, What: "no lane yet: the consumer group has not answered", Mend: "nothing to do for a minute; if it stays so: `dinnerbell doctor`"}}
 		}
 		what, mend := explainSinkError(text, site)

@@ -65,6 +65,31 @@ func TestDeadServersAreNamedOnce(t *testing.T) {
 	}
 }
 
+// A daemon that the group refuses has no lane, and no other daemon need have one: the
+// problem names the right and what grants it.
+func TestRefusedGroupNamesTheRight(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	s.Campaigns.Parked, s.Campaigns.Paused, s.Lanes = 0, 0, nil
+	s.LastError = "unable to join group session: GROUP_AUTHORIZATION_FAILED: consumer group g: User:bell lacks the right Read; no lane is assigned (to mend: kafka-acls.sh --add --operation Read --group g)"
+	r := NewReport("dev", m, s, true)
+	list := FindProblems(&r, testSite)
+	if len(list) != 1 || !strings.HasSuffix(list[0].What, "User:bell lacks the right Read; no lane is assigned") || !strings.Contains(list[0].Mend, "run `kafka-acls.sh --add --operation Read --group g`, and it goes on by itself") {
+		t.Errorf("problems: %+v", list)
+	}
+	if why := r.NoLanesError(); why != s.LastError {
+		t.Errorf("why it has no lane: %q", why)
+	}
+	s.LastError = ""
+	if r = NewReport("dev", m, s, true); r.NoLanesError() != "" {
+		t.Errorf("where others have them all: %q", r.NoLanesError())
+	}
+	s.Assigned = false
+	if r = NewReport("dev", m, s, true); r.NoLanesError() != "" {
+		t.Errorf("before the group has answered: %q", r.NoLanesError())
+	}
+}
+
 // A mirror waits for another holder of its slot, or for the end of a migration: each has its
 // own remedy.
 func TestWaitingMirrorNamesItsRemedy(t *testing.T) {

@@ -423,15 +423,33 @@ func addUnreached(reasons []string, u stream.Unreached) []string {
 	return reasons
 }
 
+// The parts of the reason of a daemon that has no lane.
+const (
+	noneOwned     = "lanes: none owned"
+	ownedByOthers = "other members of the group have them all"
+	groupIsSilent = "the group has not answered yet"
+)
+
+// NoLanesError returns the error that keeps the daemon from owning any lane; "" where it
+// owns some, waits for the group, or others have them all.
+func (r *Report) NoLanesError() string {
+	for _, reason := range r.Reasons {
+		if text, ok := strings.CutPrefix(reason, noneOwned+": "); ok && !strings.HasPrefix(text, ownedByOthers) {
+			return text
+		}
+	}
+	return ""
+}
+
 // waitReasons lists why lanes do not run.
 func waitReasons(s stream.Status) []string {
 	switch {
 	case len(s.Lanes) == 0 && s.LastError != "":
-		return []string{"lanes: none owned: " + oneLine(s.LastError)}
+		return []string{noneOwned + ": " + oneLine(s.LastError)}
 	case len(s.Lanes) == 0 && s.Assigned:
-		return []string{"lanes: none owned: other members of the group have them all, or the campaigns topic does not exist (`dinnerbell setup` creates it)"}
+		return []string{noneOwned + ": " + ownedByOthers + ", or the campaigns topic does not exist (`dinnerbell setup` creates it)"}
 	case len(s.Lanes) == 0:
-		return []string{"lanes: none owned, the group has not answered yet; if it stays so, the campaigns topic does not exist (`dinnerbell setup` creates it)"}
+		return []string{noneOwned + ", " + groupIsSilent + "; if it stays so, the campaigns topic does not exist (`dinnerbell setup` creates it)"}
 	}
 	var reasons []string
 	for _, l := range s.Lanes {
