@@ -2,12 +2,16 @@ package stream
 
 import (
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/explain"
 	"dinnerbell/stream/operator"
 	"dinnerbell/stream/topic"
@@ -91,8 +95,8 @@ func TestGapsNameAddressAndKey(t *testing.T) {
 		}
 		for _, g := range e.Gaps {
 			for _, part := range parts {
-				if !strings.Contains(g.What, part) {
-					t.Errorf("%s: %q, want %q", what, g.What, part)
+				if text := g.What + "; " + g.Tell; !strings.Contains(text, part) {
+					t.Errorf("%s: %q, want %q", what, text, part)
 				}
 			}
 		}
@@ -104,6 +108,101 @@ func TestGapsNameAddressAndKey(t *testing.T) {
 	check("no topic", "kafka.brokers ("+strings.Join(w.kafka.Brokers, ", ")+")", "no-such-topic")
 	w.cfg.Sink.URL = func() (string, error) { return "postgres://nobody@127.0.0.1:1/de", nil }
 	check("no sink", "sink.url", "127.0.0.1:1")
+}
+
+// Without the right to read a topic nobody has looked for what it holds: the verdict says
+// so with the reason, and the gap names the right and what grants it.
+func TestTopicsThatMayNotBeReadAreNotEmpty(t *testing.T) {
+	t.Parallel()
+	if envtest.RealKafka() {
+		t.Skip("it has a broker of its own")
+	}
+	w, adm := newRestrictedDeployment(t)
+	k := w.cfg.Kafka
+	allow(t, adm, kadm.NewACLs().Topics(k.Campaigns, k.Notifications, k.DeadLetters, k.Progress), kadm.OpRead, kadm.OpWrite, kadm.OpDescribe)
+	allow(t, adm, kadm.NewACLs().Groups(k.Group), kadm.OpRead, kadm.OpDescribe)
+	allow(t, adm, kadm.NewACLs().TransactionalIDs(k.Group+"-0"), kadm.OpWrite, kadm.OpDescribe)
+	svc, stop := w.start()
+	w.awaitReady(svc)
+	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created) VALUES ('r1', 'c', '', '', '', 0, 1, 0, 'a', $1)`, time.Now().Unix())
+	stop()
+	client, err := k.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for _, name := range []string{k.Notifications, k.DeadLetters, k.Campaigns} { // nobody asks for the records of an empty topic
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: name, Value: []byte("of others")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		campaign, topic string
+		source          explain.Source
+		why             string
+	}{
+		{"c", k.Notifications, explain.SourceRecord, "its record could not be looked for: "},
+		{"none", k.DeadLetters, explain.SourceDeadLetter, "the dead letters could not be read, so whether the message was refused is not known: "},
+		{"none", k.Campaigns, explain.SourceMessage, "the campaigns topic could not be searched: "},
+	} {
+		for _, operations := range [][]kadm.ACLOperation{{kadm.OpRead}, {kadm.OpRead, kadm.OpWrite, kadm.OpDescribe}} {
+			rights := kadm.NewACLs().Topics(tc.topic).Allow("User:bell").AllowHosts().ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations...)
+			if _, err := adm.DeleteACLs(t.Context(), rights); err != nil {
+				t.Fatal(err)
+			}
+			x := explain.Explain(w.gather(tc.campaign, "a", operator.SearchLimits{}))
+			if !strings.HasSuffix(x.Why, tc.why+"topic "+tc.topic+": User:bell lacks the right Read") {
+				t.Errorf("without %v of %s: %s", operations, tc.topic, x.Why)
+			}
+			at := slices.IndexFunc(x.NotKnown, func(g explain.Gap) bool { return g.Source == tc.source })
+			if at < 0 || !strings.Contains(x.NotKnown[at].What, "User:bell lacks the right Read") || !strings.HasPrefix(x.NotKnown[at].Tell, "kafka-acls.sh ") || !strings.HasSuffix(x.NotKnown[at].Tell, "--topic "+tc.topic+"; then dinnerbell explain again") {
+				t.Errorf("without %v of %s: not known: %+v", operations, tc.topic, x.NotKnown)
+			}
+			if slices.ContainsFunc(x.Evidence, func(l explain.Line) bool { return l.Source == tc.source }) {
+				t.Errorf("without %v of %s: evidence of it: %+v", operations, tc.topic, x.Evidence)
+			}
+		}
+		allow(t, adm, kadm.NewACLs().Topics(tc.topic), kadm.OpRead, kadm.OpWrite, kadm.OpDescribe)
+	}
+}
+
+// Without SELECT on one table of the sink the verdict names it, and the gap what grants it.
+func TestTablesThatMayNotBeReadAreNotEmpty(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r": {"a"}})
+	w.produce(0, encodeCampaign(w.campaign("c", "r")))
+	_, stop := w.start()
+	w.expect(map[string][]string{"c": {"a"}})
+	stop()
+	role := w.db.RoleURL()
+	u, err := url.Parse(role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.cfg.Sink.URL = func() (string, error) { return role, nil }
+	for _, tc := range []struct {
+		table string
+		want  explain.Verdict
+		why   string
+	}{
+		{"dinnerbell.lane", explain.Unknown, "permission denied for table lane"},
+		{"dinnerbell.campaign", explain.Unknown, "permission denied for table campaign"},
+		{"subscribers_feedback", explain.Unknown, "permission denied for table subscribers_feedback"},
+		{"dinnerbell.outbox", explain.Notified, "and in topic"}, // by its record
+	} {
+		w.db.Exec("REVOKE SELECT ON " + tc.table + " FROM " + u.User.Username())
+		x := explain.Explain(w.gather("c", "a", operator.SearchLimits{}))
+		if x.Verdict != tc.want || !strings.Contains(x.Why, tc.why) || strings.Contains(x.Why, "to mend") || len(x.NotKnown) == 0 {
+			t.Errorf("without SELECT on %s: %s: %s; not known: %+v", tc.table, x.Verdict, x.Why, x.NotKnown)
+		}
+		for _, g := range x.NotKnown {
+			if !strings.HasPrefix(g.Tell, "GRANT SELECT ON ") || !strings.HasSuffix(g.Tell, "; then dinnerbell explain again") {
+				t.Errorf("without SELECT on %s: not known: %+v", tc.table, g)
+			}
+		}
+		w.db.Exec("GRANT SELECT ON " + tc.table + " TO " + u.User.Username())
+	}
 }
 
 // The commands that read topics name the brokers too, whichever request failed.

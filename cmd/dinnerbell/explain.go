@@ -104,7 +104,8 @@ func (c *explainCmd) Run(ctx context.Context, a *invocation) error {
 		return fmt.Errorf("%w: %w", errNotKnown, ctx.Err())
 	}
 	for i := range evidence.Gaps { // they hold errors of servers
-		evidence.Gaps[i].What = logging.Line(cfg.Hide(evidence.Gaps[i].What))
+		g := &evidence.Gaps[i]
+		g.What, g.Tell, g.Cause = logging.Line(cfg.Hide(g.What)), logging.Line(cfg.Hide(g.Tell)), logging.Line(cfg.Hide(g.Cause))
 	}
 	x := explain.Explain(evidence)
 	if c.JSON {

@@ -102,7 +102,7 @@ func (f Finding) String() string {
 		b.WriteString("; " + f.Effect)
 	}
 	if f.Fix != "" {
-		b.WriteString(" (to mend: " + f.Fix + ")")
+		b.WriteString(remedyMark + f.Fix + ")")
 	}
 	return b.String()
 }

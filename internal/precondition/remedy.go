@@ -1,6 +1,7 @@
 package precondition
 
 import (
+	"cmp"
 	"regexp"
 	"strings"
 )
@@ -109,4 +110,30 @@ func splitSentence(text string) (r Remedy) {
 		r.Advice = ""
 	}
 	return r
+}
+
+// remedyMark begins the remedy in the text of an error. A closing parenthesis ends it.
+const remedyMark = " (to mend: "
+
+// CutRemedy cuts the remedies out of the text of an error: what stands in "(to mend: …)".
+// It returns the first of them, "" if there is none.
+func CutRemedy(text string) (rest, remedy string) {
+	for {
+		before, after, found := strings.Cut(text, remedyMark)
+		if !found {
+			return rest + text, remedy
+		}
+		end, depth := len(after), 1
+		for i := 0; i < len(after) && end == len(after); i++ {
+			switch after[i] {
+			case '(':
+				depth++
+			case ')':
+				if depth--; depth == 0 {
+					end = i
+				}
+			}
+		}
+		rest, remedy, text = rest+before, cmp.Or(remedy, after[:end]), after[min(len(after), end+1):]
+	}
 }

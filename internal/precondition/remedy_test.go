@@ -41,3 +41,17 @@ func TestRemedyIsTakenApart(t *testing.T) {
 		}
 	}
 }
+
+func TestRemedyIsCutOut(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][2]string{
+		"refused":                               {"refused", ""},
+		"refused (to mend: start (or stop) it)": {"refused", "start (or stop) it"},
+		"a (to mend: b); c (to mend: d); e":     {"a; c; e", "b"},
+		"cut (to mend: never en":                {"cut", "never en"},
+	} {
+		if rest, remedy := precondition.CutRemedy(text); rest != want[0] || remedy != want[1] {
+			t.Errorf("%q: %q, %q", text, rest, remedy)
+		}
+	}
+}

@@ -282,6 +282,9 @@ func (e *Evidence) judgeUndated(r *CampaignRow, f *finding, s *Subscription, fro
 // judgeUnknown finds the verdict where the campaign table has no row.
 func (e *Evidence) judgeUnknown() finding {
 	f := finding{verdict: CampaignUnknown, restaurant: e.Restaurant, why: "no message of the campaign was accepted"}
+	if e.whyUnread(SourceMessage) != "" || e.whyUnread(SourceDeadLetter) != "" {
+		f.why = "no message of the campaign is known to be accepted"
+	}
 	if e.Restaurant != "" && len(e.Campaigns) > 0 {
 		f.why = "the campaign has other restaurants, and none of the id " + quoteID(e.Restaurant)
 	}

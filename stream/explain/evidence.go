@@ -73,6 +73,9 @@ type Gap struct {
 	Source Source `json:"source"`
 	What   string `json:"what"` // what is not known, and why
 	Tell   string `json:"tell"` // the command or the log that would tell
+	// Cause is why the source could not be read, in short; "" where it was read as far as
+	// the bounds of the search allow.
+	Cause string `json:"-"`
 }
 
 // FeedbackRow is the client's row of the campaign in the feedback table.
@@ -211,6 +214,16 @@ type Change struct {
 // isMissing reports whether a source could not be read.
 func (e *Evidence) isMissing(s Source) bool {
 	return slices.ContainsFunc(e.Gaps, func(g Gap) bool { return g.Source == s })
+}
+
+// whyUnread returns why a source could not be read; "" if it was.
+func (e *Evidence) whyUnread(s Source) string {
+	for i := range e.Gaps {
+		if g := &e.Gaps[i]; g.Source == s && g.Cause != "" {
+			return g.Cause
+		}
+	}
+	return ""
 }
 
 // subscription returns what is known of a restaurant; nil if nothing is.

@@ -76,6 +76,7 @@ type finding struct {
 // Explain finds the verdict.
 func Explain(e *Evidence) *Explanation {
 	f := e.findVerdict()
+	e.addUnread(&f)
 	x := &Explanation{
 		Campaign: e.Campaign, Client: e.Client, Restaurant: f.restaurant, Verdict: f.verdict, Why: f.why, Next: f.next,
 		Evidence: e.lines(), NotKnown: append(slices.Clone(e.Gaps), f.gaps...),
@@ -95,11 +96,11 @@ func (e *Evidence) findVerdict() finding {
 	case e.Feedback != nil:
 		return e.judgeRow()
 	case e.isMissing(SourceFeedback):
-		return finding{verdict: Unknown, restaurant: e.Restaurant, why: "whether the client was notified is not known: the feedback table could not be read"}
+		return finding{verdict: Unknown, restaurant: e.Restaurant, why: "whether the client was notified is not known: what the sink has could not be read" + causeSuffix(e.whyUnread(SourceFeedback))}
 	case e.Misfit != "":
 		return finding{verdict: ClientRefused, restaurant: e.Restaurant, why: "the client cannot be served: " + e.Misfit}
 	case e.isMissing(SourceCampaign):
-		return finding{verdict: Unexplained, restaurant: e.Restaurant, why: "the client has no row of the campaign, and the campaign table could not be read"}
+		return finding{verdict: Unexplained, restaurant: e.Restaurant, why: "the client has no row of the campaign, and the campaign table could not be read" + causeSuffix(e.whyUnread(SourceCampaign))}
 	}
 	if l := e.leftOutLetter(); l != nil {
 		return finding{verdict: ClientRefused, restaurant: l.Restaurant, why: "the client was left out: " + l.Reason}
@@ -140,18 +141,20 @@ func (e *Evidence) judgeRow() finding {
 	case e.Record != nil:
 		f.why = fmt.Sprintf("%s, and in topic %s since %s", decided, e.Record.Topic, formatTime(e.Record.Time))
 	case e.Step != nil && e.Step.Shipped < 0:
-		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the lane's progress could not be read"
+		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the lane's progress could not be read"+causeSuffix(e.whyUnread(SourceRecord))
 		return f
 	case e.Step != nil && e.Step.Seq > e.Step.Shipped:
 		f.verdict, f.why = NotShipped, decided+", and not shipped yet: "+e.describeDelay(e.Step.Lane)
 		return f
 	case e.isMissing(SourceOutbox):
-		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the outbox could not be read"
+		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the outbox could not be read"+causeSuffix(e.whyUnread(SourceOutbox))
 		return f
-	case e.Search == nil && e.Step != nil:
-		f.why = fmt.Sprintf("%s, and shipped: step %d of lane %d is among those that are shipped", decided, e.Step.Seq, e.Step.Lane)
+	case e.whyUnread(SourceRecord) != "" && e.Search != nil:
+		f.why = decided + e.describeShipped() + "; no record of it was found before the search failed: " + e.whyUnread(SourceRecord)
+	case e.whyUnread(SourceRecord) != "":
+		f.why = decided + e.describeShipped() + "; its record could not be looked for: " + e.whyUnread(SourceRecord)
 	case e.Search == nil:
-		f.why = decided + ", and shipped: the outbox does not hold it any more"
+		f.why = decided + e.describeShipped()
 	default:
 		f.why = decided + "; no record of it was found"
 		f.gaps = append(f.gaps, e.recordGap())
@@ -161,6 +164,41 @@ func (e *Evidence) judgeRow() finding {
 		f.why = "the client has the campaign already, for restaurant " + quoteID(row.Restaurant) + ": " + f.why
 	}
 	return f
+}
+
+// describeShipped says how it is known that the notification is shipped, without its record.
+func (e *Evidence) describeShipped() string {
+	if e.Step == nil {
+		return ", and shipped: the outbox does not hold it any more"
+	}
+	return fmt.Sprintf(", and shipped: step %d of lane %d is among those that are shipped", e.Step.Seq, e.Step.Lane)
+}
+
+// causeSuffix appends why something could not be read.
+func causeSuffix(cause string) string {
+	if cause == "" {
+		return ""
+	}
+	return ": " + cause
+}
+
+// addUnread adds to a verdict that rests on what was not found which topics could not be
+// read: what they hold may say otherwise.
+func (e *Evidence) addUnread(f *finding) {
+	about := "whether the client was left out is not known: "
+	switch f.verdict {
+	case CampaignUnknown:
+		about = "whether the message was refused is not known: "
+	case NotSubscribed, SubscribedLate, Unsubscribed, CutOff, BeforeDeployment, Unexplained:
+	default:
+		return
+	}
+	if cause := e.whyUnread(SourceDeadLetter); cause != "" {
+		f.why += "; the dead letters could not be read, so " + about + cause
+	}
+	if cause := e.whyUnread(SourceMessage); cause != "" && f.verdict == CampaignUnknown {
+		f.why += "; the campaigns topic could not be searched: " + cause
+	}
 }
 
 // recordGap says why a shipped record was not found.

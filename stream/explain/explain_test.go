@@ -104,6 +104,14 @@ func TestExplain(t *testing.T) {
 			row(e)
 			e.Step, e.Gaps = &Step{Lane: 1, Seq: 3, Shipped: 3}, []Gap{{Source: SourceRecord, What: "Kafka"}}
 		}},
+		"record that may not be read": {want: Notified, why: "does not hold it any more; its record could not be looked for: no Read", gap: "Kafka", change: func(e *Evidence) {
+			row(e)
+			e.Gaps = []Gap{{Source: SourceRecord, What: "Kafka", Cause: "no Read"}}
+		}},
+		"record, until the search failed": {want: Notified, why: "does not hold it any more; no record of it was found before the search failed: no Read", gap: "Kafka", change: func(e *Evidence) {
+			row(e)
+			e.Search, e.Gaps = &RecordSearch{Topic: "out", From: 1, To: 9, End: 90, Partial: true}, []Gap{{Source: SourceRecord, What: "Kafka", Cause: "no Read"}}
+		}},
 		"decided": {want: NotShipped, why: "lane 1 (stopped): no broker", change: func(e *Evidence) {
 			row(e)
 			e.Step, e.Lanes[0].Owner = &Step{Lane: 1, Seq: 4, Shipped: 3}, &Owner{State: "stopped", LastError: "no broker"}
@@ -120,12 +128,25 @@ func TestExplain(t *testing.T) {
 			row(e)
 			e.Step, e.Lanes[0].Owner = &Step{Lane: 1, Seq: 4, Shipped: 3}, nil
 		}},
-		"decided, progress unknown": {want: Unknown, why: "progress could not be read", gap: "Kafka", change: func(e *Evidence) {
+		"decided, progress unknown": {want: Unknown, why: "progress could not be read: no Read", gap: "Kafka", change: func(e *Evidence) {
 			row(e)
-			e.Step, e.Gaps = &Step{Lane: 1, Seq: 4, Shipped: -1}, []Gap{{Source: SourceRecord, What: "Kafka"}}
+			e.Step, e.Gaps = &Step{Lane: 1, Seq: 4, Shipped: -1}, []Gap{{Source: SourceRecord, What: "Kafka", Cause: "no Read"}}
 		}},
-		"Postgres is gone": {want: Unknown, why: "could not be read", gap: "refused", change: func(e *Evidence) {
-			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceFeedback, What: "refused"}, {Source: SourceCampaign, What: "refused"}}
+		"decided, outbox unknown": {want: Unknown, why: "the outbox could not be read: no SELECT", gap: "no SELECT", change: func(e *Evidence) {
+			row(e)
+			e.Gaps = []Gap{{Source: SourceOutbox, What: "no SELECT", Cause: "no SELECT"}}
+		}},
+		"Postgres is gone": {want: Unknown, why: "could not be read: no SELECT", gap: "refused", change: func(e *Evidence) {
+			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceFeedback, What: "refused", Cause: "no SELECT"}, {Source: SourceCampaign, What: "refused", Cause: "no SELECT"}}
+		}},
+		"not subscribed, dead letters unread": {want: NotSubscribed, why: "sent to every subscriber; the dead letters could not be read, so whether the client was left out is not known: no Read", gap: "Kafka", change: func(e *Evidence) {
+			e.Gaps = []Gap{{Source: SourceDeadLetter, What: "Kafka", Cause: "no Read"}}
+		}},
+		"subscribed all the time, dead letters unread": {want: Unexplained, why: "has no row; the dead letters could not be read, so whether the client was left out is not known: no Read", gap: "Kafka", change: func(e *Evidence) {
+			e.Subscriptions, e.Gaps = subscribed(true), []Gap{{Source: SourceDeadLetter, What: "Kafka", Cause: "no Read"}}
+		}},
+		"paused, dead letters unread": {want: Paused, gap: "Kafka", next: "resume", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Gaps = "paused", []Gap{{Source: SourceDeadLetter, What: "Kafka", Cause: "no Read"}}
 		}},
 		"id too long": {want: ClientRefused, why: "2000 bytes", change: func(e *Evidence) { e.Misfit = "its id has 2000 bytes" }},
 		"left out": {want: ClientRefused, why: "a constraint", change: func(e *Evidence) {
@@ -266,8 +287,11 @@ func TestExplain(t *testing.T) {
 		}},
 
 		"unknown": {want: CampaignUnknown, change: func(e *Evidence) { e.Campaigns = nil }},
-		"unknown, and the topic is out of reach": {want: CampaignUnknown, gap: "Kafka", change: func(e *Evidence) {
-			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceMessage, What: "Kafka"}}
+		"unknown, and the topic is out of reach": {want: CampaignUnknown, why: "no message of the campaign is known to be accepted; the campaigns topic could not be searched: no Read", gap: "Kafka", change: func(e *Evidence) {
+			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceMessage, What: "Kafka", Cause: "no Read"}}
+		}},
+		"unknown, and both topics are out of reach": {want: CampaignUnknown, why: "so whether the message was refused is not known: no Read; the campaigns topic could not be searched: no Read", gap: "Kafka", change: func(e *Evidence) {
+			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceDeadLetter, What: "Kafka", Cause: "no Read"}, {Source: SourceMessage, What: "Kafka", Cause: "no Read"}}
 		}},
 		"other restaurants": {want: CampaignUnknown, why: `none of the id "r2"`, change: func(e *Evidence) { e.Restaurant = "r2" }},
 		"refused": {want: Refused, why: "the message at 1@5 was refused: end before start", next: "retry 2:9", change: func(e *Evidence) {

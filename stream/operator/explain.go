@@ -10,11 +10,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/explain"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
+	"dinnerbell/stream/topic"
 )
 
 // EvidenceOptions are what the gathering of evidence needs beside the sinks.
@@ -46,10 +48,13 @@ func GatherEvidence(ctx context.Context, cfg takeover.Config, q explain.Question
 	if o.Owners != nil {
 		g.owners, g.e.NoLanes = o.Owners(ctx)
 	}
-	if err := g.readSink(ctx); err != nil {
+	err := g.readSink(ctx)
+	if _, ok := errors.AsType[*outboxError](err); ok {
+		g.addUnread(explain.SourceOutbox, "which step has decided it, and whether it is shipped: ", err, "dinnerbell audit")
+	} else if err != nil {
 		g.e.Feedback, g.e.Step, g.e.Campaigns, g.e.Lanes = nil, nil, nil, nil
 		for _, s := range []explain.Source{explain.SourceFeedback, explain.SourceOutbox, explain.SourceCampaign, explain.SourceLane} {
-			g.addGap(s, "what the sink has: "+err.Error(), "dinnerbell doctor, which names the cause")
+			g.addUnread(s, "what the sink has: ", err, "dinnerbell doctor, which names the cause")
 		}
 		return g.e // without the lanes' positions the topics tell nothing
 	}
@@ -73,6 +78,20 @@ type gatherer struct {
 
 func (g *gatherer) addGap(s explain.Source, what, tell string) {
 	g.e.Gaps = append(g.e.Gaps, explain.Gap{Source: s, What: what, Tell: tell})
+}
+
+// addUnread adds the gap of a source that could not be read. tell is for an error without a
+// remedy of its own.
+func (g *gatherer) addUnread(s explain.Source, what string, err error, tell string) {
+	text, remedy := precondition.CutRemedy(err.Error())
+	cause := text
+	if denied, ok := errors.AsType[*topic.DeniedError](err); ok {
+		cause = denied.Right.Object + ": " + denied.Right.Found
+	}
+	if remedy != "" {
+		tell = remedy + "; then dinnerbell explain again"
+	}
+	g.e.Gaps = append(g.e.Gaps, explain.Gap{Source: s, What: what + text, Tell: tell, Cause: cause})
 }
 
 // readSink reads the sink's Postgres, as of one moment.
@@ -207,6 +226,12 @@ func (g *gatherer) readCampaigns(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// outboxError is the error of the outbox. What was read of the other tables before stands.
+type outboxError struct{ err error }
+
+func (e *outboxError) Error() string { return e.err.Error() }
+func (e *outboxError) Unwrap() error { return e.err }
+
 // findStep looks for the step of the client's row in the outboxes: first in that of the
 // lane which delivers the campaign.
 func (g *gatherer) findStep(ctx context.Context, tx pgx.Tx) error {
@@ -223,11 +248,7 @@ func (g *gatherer) findStep(ctx context.Context, tx pgx.Tx) error {
 	for _, l := range order {
 		seq, found, err := g.t.FindInOutbox(ctx, tx, l.Lane, -1, g.e.Campaign, g.client)
 		if err != nil {
-			g.addGap(explain.SourceOutbox, fmt.Sprintf("which step has decided it, and whether it is shipped: lane %d: %v", l.Lane, err), "dinnerbell audit")
-			if ctx.Err() != nil {
-				return errors.Join(err, ctx.Err())
-			}
-			return nil
+			return &outboxError{err}
 		}
 		if found {
 			g.e.Step = &explain.Step{Lane: l.Lane, Seq: seq, Shipped: l.Shipped}

@@ -78,7 +78,7 @@ func (g *gatherer) readTopics(ctx context.Context) {
 		if client != nil {
 			err = topic.NameBrokers(client, err)
 		}
-		g.addGap(s, fmt.Sprintf("what Kafka has (%s): %v", s, err), "dinnerbell status, and the brokers' logs; then dinnerbell explain again")
+		g.addUnread(s, fmt.Sprintf("what Kafka has (%s): ", s), err, "dinnerbell status, and the brokers' logs; then dinnerbell explain again")
 		if s == explain.SourceRecord && g.e.Step != nil && g.e.Step.Seq > g.e.Step.Shipped && !g.askOwner() {
 			g.e.Step.Shipped = -1 // the topic may be ahead of the lane's row
 		}
@@ -220,7 +220,7 @@ func (g *gatherer) findRecord(ctx context.Context, t *topicSearch) error {
 	order := append([]int32{home}, slices.DeleteFunc(slices.Clone(partitions), func(p int32) bool { return p == home })...)
 	for _, p := range order {
 		found, search, err := t.findKey(ctx, p, key, g.e.Feedback.Decided)
-		if g.e.Search == nil {
+		if g.e.Search == nil && (err == nil || search != nil && search.To > search.From) { // otherwise nothing was read
 			g.e.Search = search
 		}
 		if g.e.Record = found; found != nil || err != nil {

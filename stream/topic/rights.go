@@ -120,15 +120,28 @@ func (c Config) ExplainDenied(err error, client *kgo.Client, operation, topic st
 	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return err
 	}
-	return fmt.Errorf("%w: %s", err, c.factsFor(client).missingRight("topic "+topic, operation, "", onTopics(topic)))
+	return &DeniedError{err, c.factsFor(client).missingRight("topic "+topic, operation, "", onTopics(topic))}
 }
+
+// DeniedError is a request that the brokers refused for want of a right, with the finding
+// that names the right and what grants it.
+type DeniedError struct {
+	Err   error
+	Right precondition.Finding
+}
+
+// Error returns the error and the finding in one line.
+func (e *DeniedError) Error() string { return e.Err.Error() + ": " + e.Right.String() }
+
+// Unwrap returns the error of the request.
+func (e *DeniedError) Unwrap() error { return e.Err }
 
 // ExplainGroupDenied is ExplainDenied for a request about the consumer group.
 func (c Config) ExplainGroupDenied(err error, client *kgo.Client) error {
 	if !errors.Is(err, kerr.GroupAuthorizationFailed) {
 		return err
 	}
-	return fmt.Errorf("%w: %s", err, c.factsFor(client).missingGroupRight())
+	return &DeniedError{err, c.factsFor(client).missingGroupRight()}
 }
 
 // factsFor returns what the findings of missing rights need.

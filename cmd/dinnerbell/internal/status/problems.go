@@ -136,32 +136,8 @@ const (
 
 // cutRemedy returns the text of an error without the remedies that it carries.
 func cutRemedy(text string) string {
-	text, _ = splitRemedy(text)
+	text, _ = precondition.CutRemedy(text)
 	return text
-}
-
-// splitRemedy splits the remedies off the text of an error: what stands in "(to mend: …)",
-// the first of them.
-func splitRemedy(text string) (rest, remedy string) {
-	const mark = " (to mend: "
-	for {
-		before, after, found := strings.Cut(text, mark)
-		if !found {
-			return rest + text, remedy
-		}
-		end, depth := len(after), 1
-		for i := 0; i < len(after) && end == len(after); i++ {
-			switch after[i] {
-			case '(':
-				depth++
-			case ')':
-				if depth--; depth == 0 {
-					end = i
-				}
-			}
-		}
-		rest, remedy, text = rest+before, cmp.Or(remedy, after[:end]), after[min(len(after), end+1):]
-	}
 }
 
 // pastedRemedy matches a remedy that is a statement, or a command of Kafka.
@@ -205,7 +181,7 @@ func sourceProblems(r *Report, site Site) []Problem {
 	}
 	switch cdc.MirrorState(s.State) {
 	case cdc.StateConnecting:
-		cause, remedy := splitRemedy(s.LastError)
+		cause, remedy := precondition.CutRemedy(s.LastError)
 		p := Problem{Part: "source", Level: LevelDown, What: sourceProblem + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + reasonSuffix(cause),
 			Mend: composeRemedy(remedy, "start Postgres at "+site.Source)}
 		if s.LastError == "" {
@@ -293,7 +269,7 @@ func addUnreachedProblems(list []Problem, r *Report, site Site) []Problem {
 		if err == "" || slices.ContainsFunc(list, func(p Problem) bool { return strings.HasPrefix(p.What, prefix) }) {
 			return
 		}
-		cause, remedy := splitRemedy(err)
+		cause, remedy := precondition.CutRemedy(err)
 		list = append(list, Problem{Part: part, Level: LevelDown, What: prefix + at + " does not answer; campaigns wait" + reasonSuffix(cause), Mend: composeRemedy(remedy, "start "+server+" at "+at)})
 	}
 	add("sink", sinkProblem, site.Sink, "Postgres", r.Unreached.Sink)
@@ -344,7 +320,7 @@ func noLaneProblems(r *Report, site Site) []Problem {
 // explainSinkError tells from the text of an error which system the lanes wait for.
 func explainSinkError(text string, site Site) (what, mend string) {
 	lower := strings.ToLower(text)
-	cause, remedy := splitRemedy(text)
+	cause, remedy := precondition.CutRemedy(text)
 	switch {
 	case strings.Contains(lower, "kafka") || strings.Contains(lower, "broker") || strings.Contains(lower, "consumer group") || containsAny(text, site.Brokers):
 		return kafkaProblem + site.Brokers + " does not answer as it should; campaigns wait" + reasonSuffix(cause), composeRemedy(remedy, "start the broker at "+site.Brokers)
