@@ -13,6 +13,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/explain"
@@ -191,7 +192,7 @@ func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut, now time.Time
 // nextCommand returns the command that lets a campaign go out; "" if it needs none, or is
 // over.
 func nextCommand(c *operator.ListedCampaign, now time.Time) string {
-	to := " " + explain.QuoteArgument(c.Key.Campaign) + " --restaurant " + explain.QuoteArgument(c.Key.Restaurant)
+	to := " " + precondition.QuoteArgument(c.Key.Campaign) + " --restaurant " + precondition.QuoteArgument(c.Key.Restaurant)
 	switch {
 	case c.End <= now.Unix():
 	case c.Phase == sink.PhaseParked:

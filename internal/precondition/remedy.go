@@ -137,3 +137,14 @@ func CutRemedy(text string) (rest, remedy string) {
 		rest, remedy, text = rest+before, cmp.Or(remedy, after[:end]), after[min(len(after), end+1):]
 	}
 }
+
+// QuoteArgument writes a text as an argument of a command in a POSIX shell.
+func QuoteArgument(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@%+=,/", r)
+	}
+	if s != "" && s[0] != '-' && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

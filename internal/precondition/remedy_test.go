@@ -55,3 +55,14 @@ func TestRemedyIsCutOut(t *testing.T) {
 		}
 	}
 }
+
+func TestArgumentIsQuoted(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"c-1": "c-1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "50%:1": "50%:1", "-c": "'-c'", "a\nb": "'a\nb'",
+	} {
+		if got := precondition.QuoteArgument(in); got != want {
+			t.Errorf("argument(%q) = %s, want %s", in, got, want)
+		}
+	}
+}

@@ -2,9 +2,9 @@ package explain
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/state/id"
 )
 
@@ -344,7 +344,7 @@ func (e *Evidence) judgeForgotten(m *Message, f *finding) {
 }
 
 func (e *Evidence) subscriptionGap(restaurant, what string) Gap {
-	return Gap{Source: SourceState, What: what + " (restaurant " + quoteID(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + QuoteArgument(restaurant)}
+	return Gap{Source: SourceState, What: what + " (restaurant " + quoteID(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + precondition.QuoteArgument(restaurant)}
 }
 
 func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
@@ -363,7 +363,7 @@ func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
 
 // mirrorGap names what to look at if everything speaks for a notification.
 func mirrorGap(restaurant string) Gap {
-	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + QuoteArgument(restaurant) + ", and the daemon's log"}
+	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + precondition.QuoteArgument(restaurant) + ", and the daemon's log"}
 }
 
 // ReplayHint is the command that reads a message again and notifies those who were missed.
@@ -380,7 +380,7 @@ func (e *Evidence) retryHint(l *Letter) string {
 
 // command is an operator's command about a campaign.
 func (e *Evidence) command(name string, r *CampaignRow) string {
-	return "dinnerbell " + name + " " + QuoteArgument(e.Campaign) + " --restaurant " + QuoteArgument(r.Restaurant)
+	return "dinnerbell " + name + " " + precondition.QuoteArgument(e.Campaign) + " --restaurant " + precondition.QuoteArgument(r.Restaurant)
 }
 
 func (r *CampaignRow) audience() string {
@@ -439,14 +439,3 @@ func at(t time.Time) string {
 
 // quoteID writes an id within a sentence, cut where it is long.
 func quoteID(s string) string { return fmt.Sprintf("%.200q", s) }
-
-// QuoteArgument writes an id as an argument of a command in a POSIX shell.
-func QuoteArgument(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@%+=,/", r)
-	}
-	if s != "" && s[0] != '-' && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}

@@ -377,17 +377,6 @@ func TestJSONIsStable(t *testing.T) {
 	}
 }
 
-func TestArgument(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"c-1": "c-1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "50%:1": "50%:1", "-c": "'-c'", "a\nb": "'a\nb'",
-	} {
-		if got := QuoteArgument(in); got != want {
-			t.Errorf("argument(%q) = %s, want %s", in, got, want)
-		}
-	}
-}
-
 // A lane's row names its last shipped step with the next decision, and the daemon that owns
 // the lane knows it at once.
 func TestLineOfALane(t *testing.T) {

@@ -3,6 +3,8 @@ package topic
 import (
 	"fmt"
 	"strings"
+
+	"dinnerbell/internal/precondition"
 )
 
 // resource is what a right is on: topics, a consumer group, transactional ids with a
@@ -26,7 +28,11 @@ func onTopics(names ...string) resource { return resource{kindTopic, names} }
 func (r resource) aclOptions() string {
 	text := "--" + r.kind
 	if len(r.names) > 0 {
-		text += " " + strings.Join(r.names, " --"+r.kind+" ")
+		quoted := make([]string, len(r.names))
+		for i, name := range r.names {
+			quoted[i] = precondition.QuoteArgument(name)
+		}
+		text += " " + strings.Join(quoted, " --"+r.kind+" ")
 	}
 	if r.kind == kindTransactional {
 		text = "--resource-pattern-type prefixed " + text
@@ -71,7 +77,7 @@ var iamActions = map[string]string{
 // that the policy of the client's identity has to allow.
 func (c Config) grantFix(bootstrap, operation string, on resource) string {
 	if !c.IAM {
-		return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, c.Principal, operation, on.aclOptions())
+		return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, precondition.QuoteArgument(c.Principal), operation, on.aclOptions())
 	}
 	fix := fmt.Sprintf("allow %s on %s in the IAM policy of %s", iamActions[on.kind+" "+operation], on.iamNames(), c.identity())
 	if operation == "Write" { // the producers are idempotent

@@ -45,6 +45,22 @@ func TestMissingRightsUnderIAM(t *testing.T) {
 	}
 }
 
+// Names are arguments of a shell: a group, an id and a principal may have any character.
+func TestACLsOfNamesForAShell(t *testing.T) {
+	t.Parallel()
+	f := goodFacts()
+	f.Config.Principal = "User:CN=bell $HOME,OU=it's"
+	for want, on := range map[string]resource{
+		"--topic in": onTopics("in"), "--group 'my group; rm *'": {kindGroup, []string{"my group; rm *"}},
+		"--resource-pattern-type prefixed --transactional-id 'a`b-'": {kindTransactional, []string{"a`b-"}},
+	} {
+		want = `kafka-acls.sh --bootstrap-server b:9092 --add --allow-principal 'User:CN=bell $HOME,OU=it'\''s' --operation Read ` + want
+		if got := f.grantFix("Read", on); got != want {
+			t.Errorf("%s; want %s", got, want)
+		}
+	}
+}
+
 // Every right of Kafka's ACLs that is asked for has its actions of IAM.
 func TestACLsOfRights(t *testing.T) {
 	t.Parallel()

@@ -141,7 +141,7 @@ func cutRemedy(text string) string {
 }
 
 // pastedRemedy matches a remedy that is a statement, or a command of Kafka.
-var pastedRemedy = regexp.MustCompile(`^((ALTER|CREATE|DROP|GRANT|SELECT|UPDATE)|kafka-[a-z]+\.sh) [^`+"`]*$")
+var pastedRemedy = regexp.MustCompile(`^((ALTER|CREATE|DROP|GRANT|SELECT|UPDATE)|kafka-[a-z]+\.sh) [^` + "`]*$")
 
 // composeRemedy returns what mends a server that does not answer: the remedy of its error,
 // else its start.
