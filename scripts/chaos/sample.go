@@ -339,7 +339,7 @@ func formatSlopes(list []slope.Result, length time.Duration) string {
 	fmt.Fprintf(&b, "%-11s %-22s %12s %12s %12s  %s\n", "of", "figure", "at half time", "at the end", "largest", "slope over the second half (tolerance)")
 	for _, r := range list {
 		fmt.Fprintf(&b, "%-11s %-22s %12.0f %12.0f %12.0f  %.4g ± %.2g %s per %s (%.4g)", r.Of, r.Figure, r.First, r.Last, r.Largest, r.Slope, 2*r.Error, r.Unit, r.Per, r.Most)
-		if r.Problem != "" {
+		if r.Problem != "" && length >= leastSoak {
 			b.WriteString("  FAILED")
 		}
 		b.WriteByte('\n')
