@@ -275,7 +275,7 @@ func TestReplayInRounds(t *testing.T) {
 // Small campaigns that arrive during a replay of large ones do not wait for it.
 func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	t.Parallel()
-	all := clients("0000", 20_000)
+	all := clients("0000", 10_000)
 	w := newDeployment(t, 1, map[string][]string{"big": nil, "small": all[:10]})
 	w.cfg.StepClients = 200
 	svc, _ := w.start()
@@ -298,7 +298,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	}()
 	for i := range 5 {
 		envtest.Until(t, patience, func() error {
-			if n := svc.Status().Notifications.Decided; n < int64(5000*(i+1)) {
+			if n := svc.Status().Notifications.Decided; n < int64(2000*(i+1)) {
 				return fmt.Errorf("%d decided", n)
 			}
 			return nil
@@ -313,7 +313,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 			}
 			return nil
 		})
-		// Two, and as many as pass while it is produced; 1,200 are the replay's.
+		// Two, and as many as pass while it is produced; 600 are the replay's.
 		if steps := svc.Status().Lanes[0].Decided - before; steps > 100 {
 			t.Errorf("%s waited for %d steps", id, steps)
 		}
@@ -325,7 +325,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	case e := <-ended:
 		t.Errorf("the replay was over before the small campaigns came: %+v, %v", e.report, e.err)
 	default:
-		if e := <-ended; e.err != nil || e.report.Notified != 12*20_000 {
+		if e := <-ended; e.err != nil || e.report.Notified != 12*10_000 {
 			t.Errorf("replay: %+v, %v", e.report, e.err)
 		}
 	}
