@@ -119,10 +119,7 @@ func TestStatementsOfMissingRights(t *testing.T) {
 	for function, use := range map[string]func(t *testing.T, r *deployment) error{
 		"pg_logical_emit_message(boolean, text, text)": func(t *testing.T, r *deployment) error {
 			t.Helper()
-			db, err := source.Open(r.cfg.Config)
-			if err != nil {
-				t.Fatal(err)
-			}
+			db := r.source()
 			sql, err := db.DialSQL(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -132,10 +129,7 @@ func TestStatementsOfMissingRights(t *testing.T) {
 		},
 		"pg_try_advisory_lock(bigint)": func(t *testing.T, r *deployment) error {
 			t.Helper()
-			db, err := source.Open(r.cfg.Config)
-			if err != nil {
-				t.Fatal(err)
-			}
+			db := r.source()
 			sql, err := db.DialSQL(t.Context())
 			if err != nil {
 				t.Fatal(err)

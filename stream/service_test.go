@@ -157,31 +157,33 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 	}
 }
 
+// awaitScheduled waits until the status counts want campaigns as scheduled.
+func (w *deployment) awaitScheduled(svc *Service, want int64) {
+	w.Helper()
+	envtest.Until(w, patience, func() error {
+		if n := svc.Status().Campaigns.Scheduled; n != want {
+			return fmt.Errorf("%d scheduled, want %d", n, want)
+		}
+		return nil
+	})
+}
+
 // A campaign that is no longer scheduled is not counted as scheduled.
 func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, _ := w.start()
-	scheduled := func(want int64) {
-		t.Helper()
-		envtest.Until(t, patience, func() error {
-			if n := svc.Status().Campaigns.Scheduled; n != want {
-				return fmt.Errorf("%d scheduled, want %d", n, want)
-			}
-			return nil
-		})
-	}
 	now := time.Now().Unix()
 	cancelled, moved := w.campaign("cancelled", "r1"), w.campaign("moved", "r1")
 	cancelled.Start, moved.Start = now+1800, now+1800
 	w.produce(0, encodeCampaign(cancelled), encodeCampaign(moved))
-	scheduled(2)
+	w.awaitScheduled(svc, 2)
 	cancelled.Start, cancelled.End = now-100, now-50
 	w.produce(0, encodeCampaign(cancelled))
-	scheduled(1)
+	w.awaitScheduled(svc, 1)
 	moved.Start = now - 10
 	w.produce(0, encodeCampaign(moved))
-	scheduled(0)
+	w.awaitScheduled(svc, 0)
 	w.expect(map[string][]string{"moved": w.subs["r1"]})
 }
 
@@ -191,15 +193,6 @@ func TestDistantStartsAreScheduled(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, stop := w.start()
-	scheduled := func(want int64) {
-		t.Helper()
-		envtest.Until(t, patience, func() error {
-			if n := svc.Status().Campaigns.Scheduled; n != want {
-				return fmt.Errorf("%d scheduled, want %d", n, want)
-			}
-			return nil
-		})
-	}
 	soon, edited, cancelled, stopped := w.campaign("soon", "r1"), w.campaign("edited", "r1"), w.campaign("cancelled", "r1"), w.campaign("stopped", "r1")
 	soon.Start = time.Now().Unix() + 1800
 	for i, c := range []*campaign.Campaign{&soon, &edited, &cancelled, &stopped} {
@@ -209,19 +202,19 @@ func TestDistantStartsAreScheduled(t *testing.T) {
 		c.End = c.Start + 3600
 		w.produce(0, encodeCampaign(*c))
 	}
-	scheduled(4)
+	w.awaitScheduled(svc, 4)
 	stop()
 	svc, _ = w.start()
-	scheduled(4)
+	w.awaitScheduled(svc, 4)
 	edited.Start += 60
 	cancelled.Start, cancelled.End = 100, 200
 	w.produce(0, encodeCampaign(edited), encodeCampaign(cancelled))
-	scheduled(3)
+	w.awaitScheduled(svc, 3)
 	w.operate(operator.Cancel, "stopped", "", 1)
-	scheduled(2)
+	w.awaitScheduled(svc, 2)
 	edited.Start = time.Now().Unix() - 10
 	w.produce(0, encodeCampaign(edited))
-	scheduled(1)
+	w.awaitScheduled(svc, 1)
 	w.expect(map[string][]string{"edited": w.subs["r1"]})
 }
 

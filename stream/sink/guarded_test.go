@@ -6,9 +6,32 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 )
+
+// newGuardedInsertion returns a database with the daemon's tables, on which ddl ran, and an
+// insertion into it over a connection with the settings pins, which the end of the test closes.
+func newGuardedInsertion(t *testing.T, ddl string, pins ...pgsession.Setting) (*envtest.DB, *Insertion) {
+	t.Helper()
+	db := envtest.Database(t)
+	cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell", Pins: pins}
+	if _, err := Setup(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(ddl)
+	conn, err := cfg.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { CloseConn(conn) })
+	found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db, &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, Taken: true}
+}
 
 // A guarded insertion writes exactly the rows that the table takes and has no row of, and
 // names the others, with a bounded number of tries: few if few rows are refused, one for
@@ -32,28 +55,14 @@ func TestGuardedInsertionFindsRefusedRows(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			db := envtest.Database(t)
-			cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}
-			if _, err := Setup(t.Context(), cfg); err != nil {
-				t.Fatal(err)
-			}
-			db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (` + c.check + `) NOT VALID`)
-			conn, err := cfg.Connect(t.Context(), "test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer CloseConn(conn)
-			found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
-			if err != nil {
-				t.Fatal(err)
-			}
+			_, base := newGuardedInsertion(t, `ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (`+c.check+`) NOT VALID`)
 			insert := func(clients []string) *Insertion {
 				list := &id.List{}
 				for _, text := range clients {
 					list.Append(packID(t, text))
 				}
-				in := &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, CountOwn: true}
-				if err := pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) }); err != nil {
+				in := &Insertion{Conn: base.Conn, Tables: base.Tables, Table: base.Table, Campaign: base.Campaign, Trigger: base.Trigger, Guarded: true, CountOwn: true}
+				if err := pgx.BeginFunc(t.Context(), base.Conn, func(pgx.Tx) error { return in.Write(t.Context(), list) }); err != nil {
 					t.Fatal(err)
 				}
 				return in
@@ -91,7 +100,7 @@ func TestGuardedInsertionFindsRefusedRows(t *testing.T) {
 			}
 			check("written", written, taken)
 			check("left out", leftOut, refused)
-			stored, err := QueryTexts(t.Context(), conn, `SELECT client_id FROM public.subscribers_feedback`)
+			stored, err := QueryTexts(t.Context(), base.Conn, `SELECT client_id FROM public.subscribers_feedback`)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,6 +16,17 @@ import (
 	"dinnerbell/state/id"
 )
 
+// beginTheirs begins a transaction of somebody else, which the end of the test rolls back.
+func beginTheirs(t *testing.T, db *envtest.DB) pgx.Tx {
+	t.Helper()
+	theirs, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = theirs.Rollback(context.Background()) })
+	return theirs
+}
+
 // A guarded insertion that waits for a lock in vain, or is cancelled, ends there: the
 // server begins at most the next chunk, and nobody is left out because of the lock.
 func TestGuardedInsertionBehindALock(t *testing.T) {
@@ -22,42 +34,22 @@ func TestGuardedInsertionBehindALock(t *testing.T) {
 	for name, c := range map[string]struct{ setting, code string }{"lock timeout": {"lock_timeout", LockNotAvailable}, "statement timeout": {"statement_timeout", "57014"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			db := envtest.Database(t)
-			cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell",
-				Pins: []pgsession.Setting{{Name: c.setting, Value: "1s"}}}
-			if _, err := Setup(t.Context(), cfg); err != nil {
-				t.Fatal(err)
-			}
 			all := listClients("0000", 160)
-			db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`)
-			conn, err := cfg.Connect(t.Context(), "test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer CloseConn(conn)
-			found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
-			if err != nil {
-				t.Fatal(err)
-			}
-			// Somebody else writes a row of each chunk and does not commit.
-			theirs, err := db.Pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = theirs.Rollback(t.Context()) }()
-			in := &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, Taken: true}
+			db, in := newGuardedInsertion(t, `ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`,
+				pgsession.Setting{Name: c.setting, Value: "1s"})
+			theirs := beginTheirs(t, db) // writes a row of each chunk and does not commit
 			list := &id.List{}
 			for i, text := range all {
 				list.Append(packID(t, text))
 				if i > 0 && i%chunkRows == 0 {
-					if _, err := theirs.Exec(t.Context(), found.Feedback.InsertSQL(), "r1", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text}); err != nil {
+					if _, err := theirs.Exec(t.Context(), in.Table.InsertSQL(), "r1", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text}); err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
-			pid := conn.PgConn().PID()
+			pid := in.Conn.PgConn().PID()
 			began := time.Now()
-			err = pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
+			err := pgx.BeginFunc(t.Context(), in.Conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
 			if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != c.code {
 				t.Errorf("error %v, want %s", err, c.code)
 			}
@@ -81,35 +73,16 @@ func TestGuardedInsertionBehindALock(t *testing.T) {
 // chunks: it does not hold up the lane and the other one for a deadlock_timeout each.
 func TestGuardedInsertionInADeadlock(t *testing.T) {
 	t.Parallel()
-	db := envtest.Database(t)
-	cfg := Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}
-	if _, err := Setup(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
 	all := listClients("0000", 320)
-	db.Exec(`ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`)
-	conn, err := cfg.Connect(t.Context(), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer CloseConn(conn)
-	found, err := ReadCatalogue(t.Context(), conn, cfg.Tables())
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := db.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = theirs.Rollback(t.Context()) }()
+	db, in := newGuardedInsertion(t, `ALTER TABLE subscribers_feedback ADD CONSTRAINT choosy CHECK (client_id NOT LIKE '00000000-%') NOT VALID`)
+	theirs := beginTheirs(t, db)
 	if _, err := theirs.Exec(t.Context(), `SET LOCAL deadlock_timeout = '1h'`); err != nil {
 		t.Fatal(err)
 	}
 	write := func(text string) error {
-		_, err := theirs.Exec(t.Context(), found.Feedback.InsertSQL(), "r2", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text})
+		_, err := theirs.Exec(t.Context(), in.Table.InsertSQL(), "r2", "c1", "", "", "", int64(1), int64(2), int64(1), int64(1), []string{text})
 		return err
 	}
-	in := &Insertion{Conn: conn, Tables: cfg.Tables(), Table: found.Feedback, Campaign: exampleCampaign(), Trigger: 7, Guarded: true, Taken: true}
 	list := &id.List{}
 	for i, text := range all {
 		list.Append(packID(t, text))
@@ -122,10 +95,10 @@ func TestGuardedInsertionInADeadlock(t *testing.T) {
 	began := time.Now()
 	inserted := make(chan error, 1)
 	go func() {
-		inserted <- pgx.BeginFunc(t.Context(), conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
+		inserted <- pgx.BeginFunc(t.Context(), in.Conn, func(pgx.Tx) error { return in.Write(t.Context(), list) })
 	}()
 	envtest.Until(t, envtest.Patience, func() error {
-		if db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(conn.PgConn().PID())) == 0 {
+		if db.Int(`SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1`, int64(in.Conn.PgConn().PID())) == 0 {
 			return errors.New("the insertion waits for no lock")
 		}
 		return nil
