@@ -103,7 +103,7 @@ func (q *workSlot) endWork(ctx context.Context, w *sideWork, err error) error {
 }
 
 // forbidWork ends the work under way, waits for its end, and lets none begin until
-// allow.
+// allowWork.
 func (q *workSlot) forbidWork(because error) {
 	q.mu.Lock()
 	q.forbidden = because

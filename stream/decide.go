@@ -75,8 +75,7 @@ func (d *decider) run(ctx context.Context) error {
 		if err := d.fillStep(st); err != nil {
 			return err
 		}
-		d.lane.setLiveCount(d.sched.len())
-		d.lane.noteFresh(d.sched.oldestFresh())
+		d.noteSchedule()
 		if len(d.sched.removedCaches) > 0 {
 			d.delivered.deleteCaches(d.sched.removedCaches...)
 			d.sched.removedCaches = d.sched.removedCaches[:0]
@@ -115,6 +114,7 @@ func (d *decider) receiveInput(ctx context.Context) error {
 			paced = time.After(d.hold)
 		case !d.asked:
 			demand = d.demand
+			d.noteSchedule() // the wait may be long: nobody asks while Kafka is down
 		default: // what waits by now goes into the step
 			select {
 			case a := <-arrivals:
@@ -151,6 +151,12 @@ func (d *decider) receiveInput(ctx context.Context) error {
 		}
 		d.hold = 0
 	}
+}
+
+// noteSchedule shows the live campaigns in the status.
+func (d *decider) noteSchedule() {
+	d.lane.setLiveCount(d.sched.len())
+	d.lane.noteFresh(d.sched.oldestFresh())
 }
 
 func (d *decider) isIdle() bool {

@@ -2,10 +2,12 @@ package stream
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
@@ -60,4 +62,35 @@ func TestSmallCampaignIsInTheNextStep(t *testing.T) {
 	if got := restaurantsOf(<-steps); !slices.Equal(got, []string{"r1", "whale"}) {
 		t.Errorf("the step behind the small campaign's arrival is for %v", got)
 	}
+}
+
+// While the committer cannot send a step, which takes as long as Kafka is down, the status
+// counts the campaigns that the decider has received, and knows since when they are due.
+func TestWaitingCampaignsAreCountedWithoutDemand(t *testing.T) {
+	t.Parallel()
+	w := &deployment{TB: t, subs: map[string][]string{"r1": clients("0001", 3)}}
+	store := w.openStore()
+	svc := New(Config{Config: takeover.Config{StepClients: 100}}, store, noBarrier{})
+	d := newDecider(&lane{svc: svc}, svc.cfg)
+	d.delivered = &deliveredCache{store: store}
+	list, ended := make(chan []*liveCampaign), make(chan struct{})
+	d.due, d.demand = list, make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer close(ended)
+		_ = d.run(ctx)
+	}()
+	defer func() { cancel(); <-ended }()
+
+	c := w.campaign("waits", "r1")
+	due := time.Now().Truncate(time.Second)
+	list <- []*liveCampaign{{Campaign: &c, due: due}}
+	envtest.Until(t, patience, func() error {
+		d.lane.mu.Lock()
+		defer d.lane.mu.Unlock()
+		if live, oldest := d.lane.counts.live, d.lane.oldestDueLocked(); live != 1 || !oldest.Equal(due) {
+			return fmt.Errorf("%d campaigns are live, the oldest due at %s; want one, at %s", live, oldest, due)
+		}
+		return nil
+	})
 }
