@@ -148,7 +148,7 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 			return 0, topic.NameBrokers(a.client, errors.Join(err, ctx.Err()))
 		}
 	}
-	return 0, topic.NameBrokers(a.client, err)
+	return 0, topic.NameBrokers(a.client, a.cfg.Kafka.ExplainOpenTransaction(err, a.client, a.cfg.Kafka.Progress, lane))
 }
 
 // readSnapshot reads P and the outbox as of one moment.

@@ -289,7 +289,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
 	}
 	if err != nil {
-		return c.explainUnread(err, c.Config.Kafka.Progress)
+		return c.Config.Kafka.ExplainOpenTransaction(c.explainUnread(err, c.Config.Kafka.Progress), c.Client, c.Config.Kafka.Progress, c.Lane)
 	}
 	c.Shipped = k
 	return nil

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream/topic/fetch"
 )
 
@@ -77,6 +79,23 @@ func ReadProgress(ctx context.Context, p *fetch.PartitionReader) (int64, error) 
 			return 0, nil
 		}
 	}
+}
+
+// ExplainOpenTransaction adds to a short read the transaction that has stopped it, and the
+// command that aborts it. A lane that has fenced its predecessor meets only transactions of
+// other producers, and those whose end the brokers have lost. It returns every other error
+// unchanged.
+func (c Config) ExplainOpenTransaction(err error, client *kgo.Client, topic string, partition int32) error {
+	short, ok := errors.AsType[*fetch.ShortReadError](err)
+	if !ok || short.Stable >= short.End {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, precondition.Finding{
+		Object: fmt.Sprintf("topic %s, partition %d", topic, partition), Found: fmt.Sprintf("a transaction of another producer is open since offset %d", short.Stable),
+		Effect: "what lies behind it cannot be read before it ends; it ends by itself after its transaction.timeout.ms, and is to be aborted only if its producer no longer runs",
+		Fix: fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s abort --topic %s --partition %d --start-offset %d",
+			c.factsFor(client).Cluster.Bootstrap, precondition.QuoteArgument(topic), partition, short.Stable),
+	})
 }
 
 // ProgressKey returns the key of a lane's progress records.

@@ -46,6 +46,15 @@ type PartitionReader struct {
 	leaderKnown bool
 }
 
+// ShortReadError is a read that stopped at offset At before it reached End. Stable is the
+// partition's last stable offset: where it lies before End, a transaction is open.
+type ShortReadError struct{ At, End, Stable int64 }
+
+// Error returns the offsets.
+func (e *ShortReadError) Error() string {
+	return fmt.Sprintf("short read: stopped at offset %d of %d (last stable offset %d)", e.At, e.End, e.Stable)
+}
+
 // ReadRange calls fn for every committed record in [from, end), in order, and for
 // damaged offsets (Record.Unreadable). It covers all offsets or returns an error, fn's
 // if that is the first.
@@ -71,7 +80,7 @@ func (p *PartitionReader) ReadRange(ctx context.Context, from, end int64, fn fun
 			}
 		}
 		if at == before {
-			return fmt.Errorf("short read: stopped at offset %d of %d (last stable offset %d)", at, end, part.LastStableOffset)
+			return &ShortReadError{At: at, End: end, Stable: part.LastStableOffset}
 		}
 	}
 	return nil
