@@ -31,8 +31,7 @@ func TestFloodTakesNoTurns(t *testing.T) {
 	const most, small = 200, 3
 	w := &deployment{TB: t, subs: map[string][]string{"whale": clients("0000", 40*most), "r1": clients("0001", small)}}
 	store := w.openStore()
-	cfg := Config{Config: takeover.Config{StepClients: most}}
-	svc := New(cfg, store, noBarrier{})
+	svc := New(Config{Config: takeover.Config{StepClients: most}}, store, noBarrier{})
 	d := newDecider(&lane{svc: svc}, svc.cfg)
 	d.claim = &takeover.Claim{Feedback: sink.ContractTable(), Limits: topic.Limits{Notification: 1 << 20}}
 	d.delivered = &deliveredCache{store: store}

@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -159,5 +161,19 @@ func TestReplayOfAServiceThatEnds(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// The caller leaves while a replay waits for the group's error: its end is no reason of a
+// lane.
+func TestReplayThatEndsBeforeTheGroupsErrorIsKnown(t *testing.T) {
+	t.Parallel()
+	svc := New(Config{}, nil, noBarrier{})
+	svc.beginGroupLoss()
+	r := &replay{svc: svc, report: &ReplayReport{Lanes: []ReplayLane{{}}}, ranges: []laneRange{{until: 1}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.replayRange(ctx, nil); !errors.Is(err, context.Canceled) || r.report.Lanes[0].NotCovered != "" {
+		t.Errorf("error %v, not covered: %q", err, r.report.Lanes[0].NotCovered)
 	}
 }

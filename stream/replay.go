@@ -205,6 +205,9 @@ func (r *replay) close() {
 // replayRange replays the campaigns of one hash range on all lanes.
 func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 	lanes := r.laneReplays(ctx, p)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	r.mu.Lock()
 	r.done, r.total = 0, 0
 	for _, l := range lanes {
@@ -235,7 +238,7 @@ func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 }
 
 // laneReplays lists the lanes that this daemon can replay, and notes the others in the
-// report.
+// report, unless ctx ends.
 func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay {
 	var out []*laneReplay
 	for _, rg := range r.ranges {
@@ -246,7 +249,9 @@ func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay 
 		h := r.svc.lanes[rg.lane]
 		r.svc.mu.Unlock()
 		if h == nil {
-			r.noteNotCovered(rg.lane, r.svc.explainNotOwned(ctx).Error())
+			if why := r.svc.explainNotOwned(ctx); ctx.Err() == nil {
+				r.noteNotCovered(rg.lane, why.Error())
+			}
 			continue
 		}
 		out = append(out, &laneReplay{

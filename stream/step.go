@@ -105,7 +105,7 @@ type step struct {
 
 	size int // bytes of the messages and dead letters that the step accepts
 
-	// Set by seal.
+	// Set by sealStep.
 	trigger  int64  // Unix second of the decision
 	earliest int64  // earliest end among the picks: the step must be committed before it
 	copyData []byte // CopyData messages; empty if nothing goes by COPY
