@@ -25,7 +25,7 @@ func TestOpenTransactionOnProgressIsNamed(t *testing.T) {
 	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: name, Key: []byte("foreign")}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	const named = "a transaction of another producer is open since offset 0"
+	const named = "a transaction is open since offset 0"
 	remedy := " abort --topic " + name + " --partition 0 --start-offset 0"
 	svc, _ := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c0", "r1")))

@@ -132,9 +132,27 @@ func CutRemedy(text string) (rest, remedy string) {
 				if depth--; depth == 0 {
 					end = i
 				}
+			case '\'':
+				if after[i-min(i, 1)] == ' ' {
+					i = findQuoteEnd(after, i)
+				}
 			}
 		}
 		rest, remedy, text = rest+before, cmp.Or(remedy, after[:end]), after[min(len(after), end+1):]
+	}
+}
+
+// findQuoteEnd returns the index of the quote that closes the argument that QuoteArgument
+// has begun at text[begin], or begin if there is none.
+func findQuoteEnd(text string, begin int) int {
+	for at := begin; ; at += len(`\''`) {
+		next := strings.IndexByte(text[at+1:], '\'')
+		if next < 0 {
+			return begin
+		}
+		if at += 1 + next; !strings.HasPrefix(text[at:], `'\''`) {
+			return at
+		}
 	}
 }
 

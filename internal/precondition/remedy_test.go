@@ -49,6 +49,10 @@ func TestRemedyIsCutOut(t *testing.T) {
 		"refused (to mend: start (or stop) it)": {"refused", "start (or stop) it"},
 		"a (to mend: b); c (to mend: d); e":     {"a; c; e", "b"},
 		"cut (to mend: never en":                {"cut", "never en"},
+		"a (to mend: b --group 'c)d' e); f":     {"a; f", "b --group 'c)d' e"},
+		`a (to mend: b 'c'\''d)e'); f`:          {"a; f", `b 'c'\''d)e'`},
+		"a (to mend: the servers' clocks); f":   {"a; f", "the servers' clocks"},
+		"a (to mend: so 'tis); f":               {"a; f", "so 'tis"},
 	} {
 		if rest, remedy := precondition.CutRemedy(text); rest != want[0] || remedy != want[1] {
 			t.Errorf("%q: %q, %q", text, rest, remedy)

@@ -91,7 +91,7 @@ func (c Config) ExplainOpenTransaction(err error, client *kgo.Client, topic stri
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, precondition.Finding{
-		Object: fmt.Sprintf("topic %s, partition %d", topic, partition), Found: fmt.Sprintf("a transaction of another producer is open since offset %d", short.Stable),
+		Object: fmt.Sprintf("topic %s, partition %d", topic, partition), Found: fmt.Sprintf("a transaction is open since offset %d", short.Stable),
 		Effect: "what lies behind it cannot be read before it ends; it ends by itself after its transaction.timeout.ms, and is to be aborted only if its producer no longer runs",
 		Fix: fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s abort --topic %s --partition %d --start-offset %d",
 			c.factsFor(client).Cluster.Bootstrap, precondition.QuoteArgument(topic), partition, short.Stable),
