@@ -104,6 +104,7 @@ func (l *lane) noteCounts(st *step) {
 // it is in the middle of its fan-out, its last step is not shipped yet, or it is over.
 func (l *lane) noteLateCounts(k campaign.Key, c sink.RowCounts) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if f := l.fanOuts[k]; f != nil {
 		f.counts = c
 	}
@@ -112,8 +113,7 @@ func (l *lane) noteLateCounts(k campaign.Key, c sink.RowCounts) {
 			f.counts = f.what.addUp(c)
 		}
 	}
-	l.mu.Unlock()
-	l.svc.recent.updateCounts(k, c)
+	l.svc.recent.updateCounts(k, c) // under the lock: see listFinished
 }
 
 // noteAccepted counts, logs and lists accepted campaigns.
@@ -161,7 +161,6 @@ func (l *lane) noteFinished(seq int64) {
 		n++
 	}
 	shipped := slices.Clone(l.unshipped[:n])
-	l.unshipped = slices.Delete(l.unshipped, 0, n)
 	l.mu.Unlock()
 	if n == 0 {
 		return
@@ -187,14 +186,24 @@ func (l *lane) noteFinished(seq int64) {
 		}
 		l.svc.log.writeLines(kind.line, len(list), notified, func(i int) []any { return list[i].attributes(l.id, now) })
 	}
+	l.listFinished(n, now)
+}
+
+// listFinished lists the first n unshipped campaigns as finished. Until then
+// noteLateCounts finds them among the unshipped ones, and from then on in the list.
+func (l *lane) listFinished(n int, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var news []RecentCampaign
-	for _, f := range shipped[max(0, n-recentLength):] {
+	for i := max(0, n-recentLength); i < n; i++ {
+		f := &l.unshipped[i]
 		item := f.news(l.id, f.what, now)
 		item.Took = f.took(now)
 		item.setCounts(f.counts)
 		news = append(news, item)
 	}
 	l.svc.recent.add(news...)
+	l.unshipped = slices.Delete(l.unshipped, 0, n)
 }
 
 // took returns how long the campaign took from its receipt, or from its start if that

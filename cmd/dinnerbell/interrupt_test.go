@@ -57,7 +57,8 @@ func TestDeadPostgresIsSaidOnce(t *testing.T) {
 	dead := envtest.Serve(t, nil)
 	env := []string{"DINNERBELL_SOURCE_URL=postgres://u@" + dead + "/de", "DINNERBELL_KAFKA_BROKERS=" + dead, "DINNERBELL_STATE_DIR=" + t.TempDir()}
 	got := dinnerbell(t, env, "explain", "c", "k")
-	if got.code != exitUsage || strings.Count(got.stdout, "connection refused") != 1 || !strings.Contains(got.stdout, "feedback, outbox, campaign, lane") {
+	headline, gaps, _ := strings.Cut(got.stdout, "\n")
+	if got.code != exitUsage || strings.Count(headline, "connection refused") != 1 || strings.Count(gaps, "connection refused") != 1 || !strings.Contains(gaps, "feedback, outbox, campaign, lane") {
 		t.Errorf("explain: %+v", got)
 	}
 	got = dinnerbell(t, env, "campaigns")
