@@ -25,14 +25,6 @@ const earlyPatience = 100 * time.Millisecond
 // in vain: where every commit takes long, few steps are produced twice.
 const lateSteps = 100
 
-// The shipper does not ask whether a transaction is finished for so many transactions
-// behind one that was finished at once (a broker far away has had the time), and behind an
-// answer that does not tell.
-const (
-	markersThere   = 20
-	markersUnknown = 1000
-)
-
 // shipper sends decided steps to Kafka, in transactions.
 type shipper struct {
 	claim   *takeover.Claim
@@ -41,8 +33,6 @@ type shipper struct {
 	note    func(batch []*record.Payload) // is called with each batch that is shipped
 	traces  *campaignTraces
 	aborted func() // is called for each step that was produced in vain
-
-	markerSkips int // for how many transactions nobody asks whether they are finished
 }
 
 // newShipper makes a shipper for single batches, which reports to nobody.
@@ -75,7 +65,6 @@ func (s *shipper) run(ctx context.Context) error {
 		}
 		if shipped {
 			d = nil
-			s.awaitMarkers(ctx)
 			continue
 		}
 		select {
@@ -86,24 +75,6 @@ func (s *shipper) run(ctx context.Context) error {
 		if d, err = s.shipCommitted(ctx, d, out); err != nil {
 			return err
 		}
-		s.awaitMarkers(ctx)
-	}
-}
-
-// awaitMarkers waits until the broker has finished the transaction that was ended last,
-// where that is of use.
-func (s *shipper) awaitMarkers(ctx context.Context) {
-	if s.markerSkips > 0 {
-		s.markerSkips--
-		return
-	}
-	waited, err := topic.AwaitMarkers(ctx, s.claim.Client, s.claim.Config.Kafka.TransactionalID(s.claim.Lane))
-	switch {
-	case err != nil:
-		s.markerSkips = markersUnknown
-		s.claim.Config.Logger.Debug("the broker does not tell when a transaction is finished", "lane", s.claim.Lane, "error", err)
-	case !waited:
-		s.markerSkips = markersThere
 	}
 }
 
