@@ -122,7 +122,7 @@ func parseDuration(text string) time.Duration {
 	}
 	var n int64
 	var name string
-	_, _ = fmt.Sscanf(text, "%d%s", &n, &name) // what it cannot read has no known unit
+	_, _ = fmt.Sscanf(text, "%d%s", &n, &name) // a text of another form leaves name without a known unit
 	unit, known := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[name]
 	if !known {
 		return time.Second

@@ -33,7 +33,7 @@ type campaignsCmd struct {
 
 // Help shows how it is used.
 func (*campaignsCmd) Help() string {
-	return `Campaigns under way come first, by their end; then those ahead, by their start; then those that are over, the last one first. The command reads the sink and needs no daemon. If the daemon of this configuration runs, it adds audience, position, rate and time left of its fan-outs. Times are UTC.
+	return `Running campaigns come first, ordered by end; then scheduled campaigns, ordered by start; then ended campaigns, the latest first. The command reads the sink and needs no daemon. If the daemon of this configuration runs, it adds audience, position, rate and time left of its fan-outs. Times are UTC.
 
 Examples:
   dinnerbell campaigns --live
