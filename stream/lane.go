@@ -21,6 +21,7 @@ import (
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
+	"dinnerbell/stream/topic"
 )
 
 // healthySession is how long a session must have lived for the next one to start
@@ -44,7 +45,8 @@ type lane struct {
 	replays chan *laneReplay           // from a replay to the session
 	replay  atomic.Pointer[laneReplay] // the one under way
 
-	assigned time.Time // when this daemon got the lane
+	assigned time.Time            // when this daemon got the lane
+	lastEnd  topic.TransactionEnd // for takeovers, one after the other
 
 	mu     sync.Mutex // guards status: written by the session, read by Status
 	status LaneStatus
@@ -170,7 +172,7 @@ func (l *lane) runSession(ctx context.Context) error {
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeover.TakeOver(ctx, l.svc.cfg.Config, l.id, takeover.Options{
 		Now: l.svc.now, Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
-		Waiting: func(err error) { l.setState(LaneTakeover, err) },
+		LastEnd: &l.lastEnd, Waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
 		return nil, err

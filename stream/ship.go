@@ -15,6 +15,7 @@ import (
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // earlyPatience is how long a Kafka transaction stays open for a step whose
@@ -33,11 +34,13 @@ type shipper struct {
 	note    func(batch []*record.Payload) // is called with each batch that is shipped
 	traces  *campaignTraces
 	aborted func() // is called for each step that was produced in vain
+
+	progress *fetch.PartitionReader // shows when a transaction has ended
 }
 
 // newShipper makes a shipper for single batches, which reports to nobody.
 func newShipper(c *takeover.Claim) *shipper {
-	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}, aborted: func() {}}
+	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}, aborted: func() {}, progress: c.ProgressReader()}
 }
 
 // run sends decided steps to Kafka, in order: the committed steps that wait go in one
@@ -162,12 +165,15 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 	if err := s.claim.Client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
 	}
+	if err := topic.AwaitEnd(ctx, s.progress, result.ProgressOffset); err != nil {
+		return false, fmt.Errorf("abort: %w", err)
+	}
 	s.aborted()
 	return false, nil
 }
 
 // shipBatch produces the records of a batch and, last, the progress record, in one
-// transaction. It returns nil only if the commit was acknowledged.
+// transaction. It returns nil only if consumers can read the records.
 func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *recordBuffers) error {
 	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
@@ -187,7 +193,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
-	result := &topic.Delivery{Topic: s.claim.Config.Kafka.Notifications}
+	result := &topic.Delivery{Topic: s.claim.Config.Kafka.Notifications, Progress: s.claim.Config.Kafka.Progress}
 	for _, p := range batch {
 		s.produceRecords(ctx, p, out, result)
 	}
@@ -204,7 +210,9 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 	return result, nil
 }
 
-// commitShipment commits the transaction and records the ends of the topic.
+// commitShipment commits the transaction, waits until its end shows, and records the ends
+// of the topic. Before that no other transaction may begin: its end could be the end of
+// both.
 func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
@@ -212,6 +220,9 @@ func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) er
 		return fmt.Errorf("commit: outcome unknown: %w", err)
 	}
 	failpoint.Hit("ship/committed")
+	if err := topic.AwaitEnd(ctx, s.progress, result.ProgressOffset); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
 	s.shipped.ends.Raise(result.Ends)
 	return nil
 }

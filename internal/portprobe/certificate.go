@@ -1,10 +1,12 @@
 package portprobe
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 )
@@ -68,11 +70,23 @@ func ExplainClientCertificate(err error, keys, trust string) (kind, fix string, 
 	fix = "set " + keys + " to a certificate, with its key, that has not ended and that an authority in " + trust + " has signed"
 	switch {
 	case strings.HasPrefix(alert, "expired certificate"):
-		return "expired client certificate", "renew the certificate of " + keys, true
+		return ExpiredClientCertificate, RenewClientCertificate(keys), true
 	case strings.HasPrefix(alert, "certificate required"):
 		return "missing client certificate", fix, true
 	}
 	return "missing or refused client certificate", fix, true
+}
+
+// ExpiredClientCertificate says in a few words that a client's certificate has expired.
+const ExpiredClientCertificate = "expired client certificate"
+
+// RenewClientCertificate returns what mends an expired certificate of a client. keys names
+// the settings of certificate and key.
+func RenewClientCertificate(keys string) string { return "renew the certificate of " + keys }
+
+// HasExpired reports whether one of a client's certificates has expired.
+func HasExpired(certificates []tls.Certificate, now time.Time) bool {
+	return slices.ContainsFunc(certificates, func(c tls.Certificate) bool { return c.Leaf != nil && now.After(c.Leaf.NotAfter) })
 }
 
 // certificateNames returns the names that a certificate is for.

@@ -172,10 +172,13 @@ func (e *connectTrouble) fromLimit(message string) Trouble {
 func (e *connectTrouble) fromTLS() (Trouble, bool) {
 	kind, fix, ok := portprobe.ExplainCertificate(e.err, time.Now(), portprobe.Names{Server: "the server", CA: "sslrootcert in " + e.key, Host: e.key})
 	if !ok {
-		kind, fix, ok = portprobe.ExplainClientCertificate(e.err, "sslcert and sslkey in "+e.key, "the server's ssl_ca_file")
+		kind, fix, ok = portprobe.ExplainClientCertificate(e.err, e.clientKeys(), "the server's ssl_ca_file")
 	}
 	return Trouble{kind, fix}, ok
 }
+
+// clientKeys names the settings of the client's certificate.
+func (e *connectTrouble) clientKeys() string { return "sslcert and sslkey in " + e.key }
 
 // fromNetwork explains a connection that no server answered, or something else than
 // Postgres.
@@ -193,8 +196,12 @@ func (e *connectTrouble) fromNetwork(ctx context.Context) Trouble {
 }
 
 // fromClosed says what is known of a server that ended the connection during the login: it
-// gives no reason.
+// gives no reason. One that refuses a client's certificate sends an alert, which the client
+// does not get if the connection is reset at the same time.
 func (e *connectTrouble) fromClosed(closed *closedError) Trouble {
+	if tc := e.o.TLSConfig; tc != nil && portprobe.HasExpired(tc.Certificates, time.Now()) {
+		return Trouble{portprobe.ExpiredClientCertificate, portprobe.RenewClientCertificate(e.clientKeys())}
+	}
 	if closed.spoke {
 		return Trouble{closedKind, "look into its log, and into that of a pooler or proxy in between (" + e.key + "): it crashed, was stopped, or refuses this client without a message"}
 	}

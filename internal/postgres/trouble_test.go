@@ -2,12 +2,15 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 
@@ -92,6 +95,47 @@ func TestServerClosesDuringLogin(t *testing.T) {
 		}
 		if trouble := ExplainConnect(t.Context(), err, o, "source.url"); trouble.Kind != "the server closed the connection during the login" || strings.Contains(got, "no Postgres answered") {
 			t.Errorf("%s: %+v", name, trouble)
+		}
+	}
+}
+
+// A server that refuses an expired certificate of a client may reset the connection before
+// the client has read the alert: the certificate itself shows why.
+func TestExpiredClientCertificateWithoutAnAlert(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca := envtest.NewAuthority(t, filepath.Join(dir, "ca.pem"), "the authority")
+	cert, key := ca.Issue(t, filepath.Join(dir, "server"), envtest.Leaf{Name: "server", Hosts: []string{"127.0.0.1"}})
+	own, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := envtest.Serve(t, func(c net.Conn) {
+		tcp, ok := c.(*net.TCPConn)
+		if !ok {
+			return
+		}
+		request := make([]byte, 8) // SSLRequest
+		if _, err := io.ReadFull(c, request); err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "S")
+		_ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequestClientCert}).Handshake()
+		_ = tcp.SetLinger(0)
+	})
+	for ends, want := range map[time.Duration]string{-time.Hour: "expired client certificate", time.Hour: closedKind} {
+		cert, key := ca.Issue(t, filepath.Join(dir, "client"), envtest.Leaf{Name: "bell", Ends: ends})
+		o, err := Parse(fmt.Sprintf("postgres://bell@%s/de?sslmode=require&sslcert=%s&sslkey=%s", at, cert, key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := Connect(t.Context(), o)
+		if err == nil {
+			_ = conn.Close(t.Context())
+			t.Fatal("connected")
+		}
+		if trouble := ExplainConnect(t.Context(), err, o, "source.url"); trouble.Kind != want {
+			t.Errorf("a certificate that ends in %s: %+v, want %q (%v)", ends, trouble, want, err)
 		}
 	}
 }

@@ -18,7 +18,8 @@ const (
 	faultPause    = "daemon.pause"  // SIGSTOP, SIGCONT
 	faultZombie   = "daemon.zombie" // SIGSTOP, another daemon takes its lanes over, SIGCONT
 	faultPostgres = "postgres.kill"
-	faultKafka    = "kafka.kill"
+	faultKafka    = "kafka.kill" // drawParameters makes every second one a stop
+	faultStop     = "kafka.stop" // SIGTERM: the partitions have no leader for a while before the broker ends
 	faultKfake    = "kfake.restart"
 	faultWipe     = "state.wipe"    // with SIGKILL
 	faultRestore  = "state.restore" // with SIGKILL
@@ -105,6 +106,8 @@ func drawParameters(f *history.Fault, rnd *rand.Rand) {
 		f.Millis = 20 + rnd.IntN(800)
 	case faultBarrier:
 		f.Length = random.Duration(rnd, 500*time.Millisecond, 3*time.Second)
+	case faultKafka:
+		f.Kind = []string{faultKafka, faultStop}[rnd.IntN(2)]
 	case faultPostgres:
 		f.Length = random.Duration(rnd, 0, 200*time.Millisecond)
 	case faultLink:

@@ -54,7 +54,9 @@ func (in *faultInjector) injectFault(ctx context.Context, f *history.Fault) erro
 	case faultShutdown:
 		return in.whenFree(ctx, &in.postgres, f, func() error { return in.restartPostgres(ctx, f, in.round.servers.postgres.Stop) })
 	case faultKafka, faultKfake:
-		return in.whenFree(ctx, &in.broker, f, in.killBroker)
+		return in.whenFree(ctx, &in.broker, f, func() error { return in.restartBroker(in.round.servers.broker.crashBroker) })
+	case faultStop:
+		return in.whenFree(ctx, &in.broker, f, func() error { return in.restartBroker(in.round.servers.broker.Stop) })
 	case faultCommit:
 		d.links.CommitTrap.Armed.Add(1)
 	case faultEndTxn:
@@ -111,8 +113,8 @@ func (in *faultInjector) restartPostgres(ctx context.Context, f *history.Fault, 
 	return nil
 }
 
-func (in *faultInjector) killBroker() error {
-	if err := in.round.servers.broker.crashBroker(); err != nil {
+func (in *faultInjector) restartBroker(stop func() error) error {
+	if err := stop(); err != nil {
 		in.round.servers.noteLost(err)
 		return err
 	}

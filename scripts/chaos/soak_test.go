@@ -126,7 +126,7 @@ func TestSoakSchedule(t *testing.T) {
 				t.Errorf("%+v ends the first daemon", f)
 			}
 		}
-		if seen[faultKill] != 7 || seen[faultEnd] != 5 || seen[faultPostgres] != 6 || seen[faultShutdown] != 3 || seen[faultKfake]+seen[faultKafka] != 5 || seen[brokerRestart] != 0 {
+		if seen[faultKill] != 7 || seen[faultEnd] != 5 || seen[faultPostgres] != 6 || seen[faultShutdown] != 3 || seen[faultKfake]+seen[faultKafka]+seen[faultStop] != 5 || seen[brokerRestart] != 0 {
 			t.Errorf("%s: %v", broker, seen)
 		}
 	}

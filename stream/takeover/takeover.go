@@ -65,16 +65,20 @@ type Totals struct{ Notified, Expired, Dead int64 }
 // Options connect a takeover with its caller: the bound on connections, and the
 // functions that show its progress.
 type Options struct {
-	Now      func() time.Time // the clock that decides whether a campaign is over; nil: time.Now
-	Slots    chan struct{}    // a token for each lane's own connection; nil: unbounded
-	Patience time.Duration    // how long a phase may take before slow is called; 0: slow is never called
-	Waiting  func(error)      // called when the takeover waits for a slot; nil if slots is nil
+	Now      func() time.Time      // the clock that decides whether a campaign is over; nil: time.Now
+	Slots    chan struct{}         // a token for each lane's own connection; nil: unbounded
+	Patience time.Duration         // how long a phase may take before slow is called; 0: slow is never called
+	LastEnd  *topic.TransactionEnd // what former takeovers of the lane have found; nil: nothing
+	Waiting  func(error)           // called when the takeover waits for a slot; nil if slots is nil
 	Slow     func(step string, why error)
 }
 
 // New makes a claim that has nothing yet: Connect, Fence and Finish follow, in this
 // order.
 func New(cfg Config, lane int32, opts Options) *Claim {
+	if opts.LastEnd == nil {
+		opts.LastEnd = &topic.TransactionEnd{}
+	}
 	return &Claim{Lane: lane, Config: cfg, Tables: cfg.Sink.Tables(), opts: opts}
 }
 
@@ -275,6 +279,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 		return topic.TransactionCoordinator(c.Config.Kafka.TransactionalID(c.Lane)).Diagnose(ctx, c.Config.Kafka, c.Client)
 	}
 	c.phase.Enter(fmt.Sprintf("fence the former producer of lane %d", c.Lane), trouble)
+	c.noteLastEnd(ctx)
 	_, _, err := c.Client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
 		return &precondition.UnmetError{Finding: c.Config.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
@@ -284,14 +289,74 @@ func (c *Claim) Fence(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	c.phase.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Config.Kafka.Progress), nil)
-	k, err := topic.ReadProgress(ctx, &fetch.PartitionReader{Client: c.Client, NewClient: c.Config.Kafka.NewClient, Topic: c.Config.Kafka.Progress, TopicID: c.IDs.ProgressID, Partition: c.Lane})
+	err = c.readProgress(ctx)
+	if isOpenTransaction(err) {
+		return c.endLostTransaction(ctx, err)
+	}
+	return err
+}
+
+// noteLastEnd reads how the lane's last transaction has ended, before the fence, after which
+// the coordinator does not know it any more. Nothing but endLostTransaction depends on the
+// answer.
+func (c *Claim) noteLastEnd(ctx context.Context) {
+	end, err := topic.ReadTransactionEnd(ctx, c.Client, c.Config.Kafka.TransactionalID(c.Lane))
+	if err != nil {
+		c.Config.Logger.Debug("the broker does not tell how the lane's last transaction has ended", "lane", c.Lane, "error", err)
+	}
+	if end.Known {
+		*c.opts.LastEnd = end
+	}
+}
+
+// readProgress reads K.
+func (c *Claim) readProgress(ctx context.Context) error {
+	k, err := topic.ReadProgress(ctx, c.ProgressReader())
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
 	}
 	if err != nil {
-		return c.Config.Kafka.ExplainOpenTransaction(c.explainUnread(err, c.Config.Kafka.Progress), c.Client, c.Config.Kafka.Progress, c.Lane)
+		return c.explainUnread(err, c.Config.Kafka.Progress)
 	}
 	c.Shipped = k
+	return nil
+}
+
+// ProgressReader returns a reader of the lane's partition of the progress topic.
+func (c *Claim) ProgressReader() *fetch.PartitionReader {
+	return &fetch.PartitionReader{Client: c.Client, NewClient: c.Config.Kafka.NewClient, Topic: c.Config.Kafka.Progress, TopicID: c.IDs.ProgressID, Partition: c.Lane}
+}
+
+// isOpenTransaction reports whether a read has stopped at a transaction that is open.
+func isOpenTransaction(err error) bool {
+	short, ok := errors.AsType[*fetch.ShortReadError](err)
+	return ok && short.Stable < short.End
+}
+
+// endLostTransaction ends a transaction of the lane's own producer that is open on the
+// progress partition after the fence, and fences again. It returns unread, with the open
+// transaction, where that is another producer's or its end is not known.
+func (c *Claim) endLostTransaction(ctx context.Context, unread error) error {
+	kafka := c.Config.Kafka
+	lost, ok, err := kafka.FindLostTransaction(ctx, c.Client, c.Lane)
+	if err != nil || !ok {
+		return errors.Join(kafka.ExplainOpenTransaction(unread, c.Client, kafka.Progress, c.Lane), err)
+	}
+	if err := kafka.EndLostTransaction(ctx, c.Client, c.Lane, lost, *c.opts.LastEnd); err != nil {
+		return kafka.ExplainLostTransaction(unread, err, c.Client, c.Lane)
+	}
+	c.Config.Logger.Warn("the brokers had lost the end of a transaction; it has ended as its coordinator had decided",
+		"lane", c.Lane, "topic", kafka.Progress, "offset", lost.CurrentTxnStartOffset, "committed", c.opts.LastEnd.Committed)
+	topic.CloseClient(c.Client, c.Config.Logger, c.Lane)
+	if err := c.openKafka(); err != nil {
+		return err
+	}
+	if _, _, err := c.Client.ProducerID(ctx); err != nil { // it also waits until the markers are written
+		return fmt.Errorf("fence the former producer of lane %d: %w", c.Lane, err)
+	}
+	if err := c.readProgress(ctx); err != nil {
+		return kafka.ExplainOpenTransaction(err, c.Client, kafka.Progress, c.Lane)
+	}
 	return nil
 }
 

@@ -22,9 +22,12 @@ func (e *partitionEnds) raiseEnd(partition int32, end int64) {
 // calls Note for one record after the other, and for all of them before Flush returns;
 // after that the fields may be read.
 type Delivery struct {
-	Topic string // whose ends are collected
-	Ends  partitionEnds
-	Err   error // the first
+	Topic    string // whose ends are collected
+	Progress string // the topic of the transaction's progress record
+
+	Ends           partitionEnds
+	ProgressOffset int64
+	Err            error // the first
 
 	ErrTopic string // of the record that Err is about
 }
@@ -36,6 +39,8 @@ func (d *Delivery) Note(r *kgo.Record, err error) {
 		d.Err, d.ErrTopic = err, r.Topic
 	case err == nil && r.Topic == d.Topic:
 		d.Ends.raiseEnd(r.Partition, r.Offset+1)
+	case err == nil && r.Topic == d.Progress:
+		d.ProgressOffset = r.Offset
 	}
 }
 

@@ -86,13 +86,24 @@ func ReadProgress(ctx context.Context, p *fetch.PartitionReader) (int64, error) 
 // other producers, and those whose end the brokers have lost. It returns every other error
 // unchanged.
 func (c Config) ExplainOpenTransaction(err error, client *kgo.Client, topic string, partition int32) error {
+	return c.explainOpenTransaction(err, client, topic, partition,
+		"what lies behind it cannot be read before it ends; it ends by itself after its transaction.timeout.ms, and is to be aborted only if its producer no longer runs")
+}
+
+// ExplainLostTransaction adds to a short read the lane's own transaction that has stopped
+// it, why the lane cannot end it, and the command that aborts it.
+func (c Config) ExplainLostTransaction(err, why error, client *kgo.Client, lane int32) error {
+	return c.explainOpenTransaction(err, client, c.Progress, lane, fmt.Sprintf(
+		"it is the lane's own, and the brokers have lost its end; the lane cannot end it: %v. An abort makes the lane send its notifications again, also those of other partitions, where the transaction may have been committed", why))
+}
+
+func (c Config) explainOpenTransaction(err error, client *kgo.Client, topic string, partition int32, effect string) error {
 	short, ok := errors.AsType[*fetch.ShortReadError](err)
 	if !ok || short.Stable >= short.End {
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, precondition.Finding{
-		Object: fmt.Sprintf("topic %s, partition %d", topic, partition), Found: fmt.Sprintf("a transaction is open since offset %d", short.Stable),
-		Effect: "what lies behind it cannot be read before it ends; it ends by itself after its transaction.timeout.ms, and is to be aborted only if its producer no longer runs",
+		Object: fmt.Sprintf("topic %s, partition %d", topic, partition), Found: fmt.Sprintf("a transaction is open since offset %d", short.Stable), Effect: effect,
 		Fix: fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s abort --topic %s --partition %d --start-offset %d",
 			c.factsFor(client).Cluster.Bootstrap, precondition.QuoteArgument(topic), partition, short.Stable),
 	})

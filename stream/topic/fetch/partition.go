@@ -112,17 +112,25 @@ func (p *PartitionReader) fetchReconnected(ctx context.Context, at int64) (*kmsg
 
 // fetchResponse fetches from the partition's leader, and retries for fetchRetryTime.
 func (p *PartitionReader) fetchResponse(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, time.Second
-	return backoff.Retry(ctx, func() (*kmsg.FetchResponseTopicPartition, error) {
+	return retryRequest(ctx, func() (*kmsg.FetchResponseTopicPartition, error) {
 		part, err := p.tryFetch(ctx, client, at, wait)
 		if err == nil {
 			err = kerr.ErrorForCode(part.ErrorCode)
 		}
+		return part, err
+	})
+}
+
+// retryRequest repeats a request for fetchRetryTime while its errors may pass.
+func retryRequest[T any](ctx context.Context, request func() (T, error)) (T, error) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, time.Second
+	return backoff.Retry(ctx, func() (T, error) {
+		answer, err := request()
 		if err != nil && !isRetriable(err) {
 			err = backoff.Permanent(err)
 		}
-		return part, err
+		return answer, err
 	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(fetchRetryTime))
 }
 
@@ -135,15 +143,15 @@ func isRetriable(err error) bool {
 // tryFetch fetches once. With the reader's own client it asks the last known leader,
 // and looks the leader up after an error.
 func (p *PartitionReader) tryFetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
-	leader := p.leaderID
-	if client != p.Client || !p.leaderKnown {
-		if leader, err = p.findLeader(ctx, client); err != nil {
-			return nil, err
-		}
-	}
+	var leader int32
 	if client == p.Client {
-		p.leaderID = leader
+		leader, err = p.useLeader(ctx)
 		defer func() { p.leaderKnown = err == nil && part.ErrorCode == 0 }()
+	} else {
+		leader, err = p.findLeader(ctx, client)
+	}
+	if err != nil {
+		return nil, err
 	}
 	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, partitionFetch{p.fetchRequest(at, wait)})
 	if err != nil {
@@ -154,6 +162,51 @@ func (p *PartitionReader) tryFetch(ctx context.Context, client *kgo.Client, at i
 		return nil, errors.New("the broker's fetch response does not hold the partition")
 	}
 	return &resp.Topics[0].Partitions[0], nil
+}
+
+// ReadStableOffset returns the partition's last stable offset, the first one that consumers
+// with read_committed cannot read yet. It retries as a fetch does.
+func (p *PartitionReader) ReadStableOffset(ctx context.Context) (int64, error) {
+	return retryRequest(ctx, func() (int64, error) {
+		leader, err := p.useLeader(ctx)
+		if err != nil {
+			return 0, err
+		}
+		stable, err := listStableOffset(ctx, p.Client.Broker(int(leader)), p.Topic, p.Partition)
+		p.leaderKnown = err == nil
+		return stable, err
+	})
+}
+
+// listStableOffset asks the leader of a partition for its last stable offset.
+func listStableOffset(ctx context.Context, leader *kgo.Broker, topic string, partition int32) (int64, error) {
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.ReplicaID, req.IsolationLevel = -1, 1 // read_committed
+	rt := kmsg.NewListOffsetsRequestTopic()
+	rt.Topic = topic
+	rp := kmsg.NewListOffsetsRequestTopicPartition()
+	rp.Partition, rp.Timestamp = partition, -1 // the end
+	rt.Partitions = append(rt.Partitions, rp)
+	req.Topics = append(req.Topics, rt)
+	kresp, err := leader.RetriableRequest(ctx, req)
+	if err != nil {
+		return 0, err
+	}
+	resp, ok := kresp.(*kmsg.ListOffsetsResponse)
+	if !ok || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
+		return 0, errors.New("the broker's answer does not hold the partition's offset")
+	}
+	part := &resp.Topics[0].Partitions[0]
+	return part.Offset, kerr.ErrorForCode(part.ErrorCode)
+}
+
+// useLeader returns the last known leader, or looks it up.
+func (p *PartitionReader) useLeader(ctx context.Context) (leader int32, err error) {
+	if p.leaderKnown {
+		return p.leaderID, nil
+	}
+	p.leaderID, err = p.findLeader(ctx, p.Client)
+	return p.leaderID, err
 }
 
 func (p *PartitionReader) fetchRequest(at int64, wait time.Duration) *kmsg.FetchRequest {
