@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 )
 
 // addSubscriptions fills the source with restaurants r0… and draws their
@@ -22,7 +24,8 @@ SELECT md5('client' || n)::uuid::text, 'r' || r FROM generate_series(0, $1 - 1) 
 }
 
 // produceLoad produces a campaign every few milliseconds until ctx ends, and
-// returns the campaigns with their restaurants.
+// returns the campaigns with their restaurants. While the broker restarts it sends a
+// campaign again; the second one changes nothing.
 func (d *deployment) produceLoad(ctx context.Context, partitions int32, restaurants int, every time.Duration) map[string]string {
 	produced := map[string]string{}
 	tick := time.NewTicker(every)
@@ -34,8 +37,21 @@ func (d *deployment) produceLoad(ctx context.Context, partitions int32, restaura
 		case <-tick.C:
 		}
 		id, restaurant := fmt.Sprintf("c%d", n), fmt.Sprintf("r%d", rand.IntN(restaurants))
-		d.produce(int32(n)%partitions, newCampaign(id, restaurant))
+		if err := d.produceAnyway(int32(n)%partitions, newCampaign(id, restaurant)); err != nil {
+			d.Errorf("produce campaign %s: %v", id, err)
+			return produced
+		}
 		produced[id] = restaurant
+	}
+}
+
+// produceAnyway sends a campaign until the broker has acknowledged it.
+func (d *deployment) produceAnyway(partition int32, c workload.Campaign) error {
+	for deadline := time.Now().Add(patience); ; {
+		err := d.tryProduce(d.Context(), partition, c)
+		if err == nil || time.Now().After(deadline) || !testenv.Pause(d.Context(), 50*time.Millisecond) {
+			return err
+		}
 	}
 }
 

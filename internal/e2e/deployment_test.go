@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -204,13 +205,19 @@ func (d *deployment) httpAddress() (string, error) {
 // produce sends campaigns to one partition, in one batch.
 func (d *deployment) produce(partition int32, campaigns ...workload.Campaign) {
 	d.Helper()
+	if err := d.tryProduce(d.Context(), partition, campaigns...); err != nil {
+		d.Fatal(err)
+	}
+}
+
+// tryProduce is produce for a broker that may be restarting. After an error the campaigns
+// may be in the topic.
+func (d *deployment) tryProduce(ctx context.Context, partition int32, campaigns ...workload.Campaign) error {
 	records := make([]*kgo.Record, 0, len(campaigns))
 	for _, c := range campaigns {
 		records = append(records, &kgo.Record{Topic: d.topicName("campaigns"), Partition: partition, Value: c.JSON()})
 	}
-	if err := d.campaigns.ProduceSync(d.Context(), records...).FirstErr(); err != nil {
-		d.Fatal(err)
-	}
+	return d.campaigns.ProduceSync(ctx, records...).FirstErr()
 }
 
 // newCampaign returns a campaign that is valid now and for an hour.
