@@ -27,7 +27,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-grants test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz test-packages test-image
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-secure test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos soak release licenses vulnerabilities fuzz test-packages test-image
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,10 +79,6 @@ test-secure: ## logins, certificates, rights and rotation on a secured Apache Ka
 	@scripts/install-tools.sh go java postgres kcat python
 	@scripts/kafka.sh install >/dev/null
 	UPDATE=$(UPDATE) FULL=$(FULL) TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 15m -run '^TestSecure' $(GOTESTFLAGS) ./internal/e2e
-
-test-grants: ## a part of test-secure: every command without each right of Postgres in turn
-	@scripts/install-tools.sh go postgres
-	TEST_SECURE=1 go test -count=1 $(TESTFLAGS) -timeout 10m -run '^TestSecureGrants$$' $(GOTESTFLAGS) ./internal/e2e
 
 test-docs: ## run every command block of the documents on real servers
 	@scripts/install-tools.sh go kcat psql jq
