@@ -279,8 +279,8 @@ func (c *Claim) Fence(ctx context.Context) error {
 		return topic.TransactionCoordinator(c.Config.Kafka.TransactionalID(c.Lane)).Diagnose(ctx, c.Config.Kafka, c.Client)
 	}
 	c.phase.Enter(fmt.Sprintf("fence the former producer of lane %d", c.Lane), trouble)
-	c.noteLastEnd(ctx)
-	_, _, err := c.Client.ProducerID(ctx)
+	end := c.readLastEnd(ctx)
+	_, epoch, err := c.Client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
 		return &precondition.UnmetError{Finding: c.Config.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
 	}
@@ -288,6 +288,9 @@ func (c *Claim) Fence(ctx context.Context) error {
 		return fmt.Errorf("fence the former producer of lane %d: %w", c.Lane, err)
 	}
 	failpoint.Hit("takeover/fenced")
+	if end.Known && epoch == end.ProducerEpoch+1 { // otherwise the former owner was at work in between
+		*c.opts.LastEnd = end
+	}
 	c.phase.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Config.Kafka.Progress), nil)
 	err = c.readProgress(ctx)
 	if isOpenTransaction(err) {
@@ -296,17 +299,15 @@ func (c *Claim) Fence(ctx context.Context) error {
 	return err
 }
 
-// noteLastEnd reads how the lane's last transaction has ended, before the fence, after which
+// readLastEnd reads how the lane's last transaction has ended, before the fence, after which
 // the coordinator does not know it any more. Nothing but endLostTransaction depends on the
 // answer.
-func (c *Claim) noteLastEnd(ctx context.Context) {
+func (c *Claim) readLastEnd(ctx context.Context) topic.TransactionEnd {
 	end, err := topic.ReadTransactionEnd(ctx, c.Client, c.Config.Kafka.TransactionalID(c.Lane))
 	if err != nil {
 		c.Config.Logger.Debug("the broker does not tell how the lane's last transaction has ended", "lane", c.Lane, "error", err)
 	}
-	if end.Known {
-		*c.opts.LastEnd = end
-	}
+	return end
 }
 
 // readProgress reads K.
