@@ -67,31 +67,37 @@ type TransactionEnd struct {
 	ProducerEpoch int16 // after the end: with transactions of version 2, an end raises it by one
 }
 
-// ReadTransactionEnd returns the end of the last transaction of a transactional id. It
-// returns no end if a transaction is open or being ended, or if the producer has been
-// initialized since.
+// ReadTransactionEnd returns the end of the last transaction of a transactional id. While
+// its markers are being written it asks again, for endPatience at most. It returns no end if
+// the transaction is open, or if the producer has been initialized since.
 func ReadTransactionEnd(ctx context.Context, client *kgo.Client, id string) (TransactionEnd, error) {
-	described, err := kadm.NewClient(client).DescribeTransactions(ctx, id)
-	if err != nil {
-		return TransactionEnd{}, fmt.Errorf("describe transaction: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
+	for {
+		described, err := kadm.NewClient(client).DescribeTransactions(ctx, id)
+		if err != nil {
+			return TransactionEnd{}, fmt.Errorf("describe transaction: %w", err)
+		}
+		tx, ok := described[id]
+		if !ok {
+			return TransactionEnd{}, errors.New("describe transaction: the answer does not name it")
+		}
+		if tx.Err != nil && !errors.Is(tx.Err, kerr.TransactionalIDNotFound) {
+			return TransactionEnd{}, fmt.Errorf("describe transaction: %w", tx.Err)
+		}
+		switch tx.State {
+		case "CompleteCommit", "CompleteAbort":
+			return TransactionEnd{Known: true, Committed: tx.State == "CompleteCommit", ProducerID: tx.ProducerID, ProducerEpoch: tx.ProducerEpoch}, nil
+		case "PrepareCommit", "PrepareAbort":
+		default:
+			return TransactionEnd{}, nil
+		}
+		select {
+		case <-time.After(endPollMost):
+		case <-ctx.Done():
+			return TransactionEnd{}, ctx.Err()
+		}
 	}
-	tx, ok := described[id]
-	if !ok {
-		return TransactionEnd{}, errors.New("describe transaction: the answer does not name it")
-	}
-	if tx.Err != nil && !errors.Is(tx.Err, kerr.TransactionalIDNotFound) {
-		return TransactionEnd{}, fmt.Errorf("describe transaction: %w", tx.Err)
-	}
-	end := TransactionEnd{ProducerID: tx.ProducerID, ProducerEpoch: tx.ProducerEpoch}
-	switch tx.State {
-	case "CompleteCommit":
-		end.Known, end.Committed = true, true
-	case "CompleteAbort":
-		end.Known = true
-	default:
-		return TransactionEnd{}, nil
-	}
-	return end, nil
 }
 
 // isOf reports whether this is the end of the transaction that a producer has left open.
