@@ -311,7 +311,7 @@ func checkReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) 
 		}
 	}
 	if len(single) > 0 {
-		warn("topics "+strings.Join(single, ", "), "they have one replica", "records that a broker's disk loses are lost for good, and the lanes halt",
+		warn("topics "+strings.Join(single, ", "), "they have one replica", "records that a broker's disk loses are lost for good, and the lanes halt; Apache Kafka 4.3 and 4.4 may lose the end of a transaction while their only broker stops",
 			"three brokers, and kafka-reassign-partitions.sh with three replicas a partition")
 	}
 	return found, nil
