@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -187,4 +188,38 @@ func TestCommitThatDoesNotShowIsNotShipped(t *testing.T) {
 	if findings := w.audit(); len(findings) > 0 {
 		t.Errorf("audit: %v", findings)
 	}
+}
+
+// A right on the transactional id that is taken away while a session runs is named with the
+// line that grants it, as a takeover names it.
+func TestTransactionRightLostInASession(t *testing.T) {
+	t.Parallel()
+	if envtest.RealKafka() {
+		t.Skip("it has a broker of its own")
+	}
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
+	broker, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(broker.Close)
+	w.moveTo(t, broker.ListenAddrs()...)
+	broker.ControlKey(int16(kmsg.EndTxn), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		broker.KeepControl()
+		resp, ok := kreq.ResponseKind().(*kmsg.EndTxnResponse)
+		if ok {
+			resp.ErrorCode = kerr.TransactionalIDAuthorizationFailed.Code
+		}
+		return resp, nil, ok
+	})
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
+	envtest.Until(t, patience, func() error {
+		for _, l := range svc.Status().Lanes {
+			if strings.Contains(l.LastError, "kafka-acls.sh") && strings.Contains(l.LastError, "--transactional-id") && strings.Contains(l.LastError, "commit: outcome unknown") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", svc.Status().Lanes)
+	})
 }

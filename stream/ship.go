@@ -163,7 +163,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := s.claim.Client.EndTransaction(ctx, kgo.TryAbort); err != nil {
-		return false, fmt.Errorf("abort: %w", err)
+		return false, fmt.Errorf("abort: %w", s.claim.ExplainTransaction(err))
 	}
 	if err := topic.AwaitEnd(ctx, s.progress, result.ProgressOffset); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
@@ -204,7 +204,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 		return nil, fmt.Errorf("flush: %w", err)
 	}
 	if result.Err != nil {
-		return nil, fmt.Errorf("produce: %w", s.claim.Config.Kafka.ExplainDenied(result.Err, s.claim.Client, "Write", result.ErrTopic))
+		return nil, fmt.Errorf("produce: %w", s.claim.ExplainTransaction(s.claim.Config.Kafka.ExplainDenied(result.Err, s.claim.Client, "Write", result.ErrTopic)))
 	}
 	failpoint.Hit("ship/flushed")
 	return result, nil
@@ -217,7 +217,7 @@ func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) er
 	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
 	if err := s.claim.Client.EndTransaction(ctx, kgo.TryCommit); err != nil {
-		return fmt.Errorf("commit: outcome unknown: %w", err)
+		return fmt.Errorf("commit: outcome unknown: %w", s.claim.ExplainTransaction(err))
 	}
 	failpoint.Hit("ship/committed")
 	if err := topic.AwaitEnd(ctx, s.progress, result.ProgressOffset); err != nil {

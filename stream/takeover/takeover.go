@@ -282,7 +282,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 	end := c.readLastEnd(ctx)
 	_, epoch, err := c.Client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
-		return &precondition.UnmetError{Finding: c.Config.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
+		return c.ExplainTransaction(err)
 	}
 	if err != nil {
 		return fmt.Errorf("fence the former producer of lane %d: %w", c.Lane, err)
@@ -297,6 +297,15 @@ func (c *Claim) Fence(ctx context.Context) error {
 		return c.endLostTransaction(ctx, err)
 	}
 	return err
+}
+
+// ExplainTransaction adds to an error about the lane's transactional id what grants the
+// right. It returns every other error unchanged.
+func (c *Claim) ExplainTransaction(err error) error {
+	if !errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
+		return err
+	}
+	return &precondition.UnmetError{Finding: c.Config.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
 }
 
 // readLastEnd reads how the lane's last transaction has ended, before the fence, after which
