@@ -1,5 +1,5 @@
 -- Creates the role for `dinnerbell run` with exactly the rights that it needs.
--- The owner of the tables runs this script after `dinnerbell setup`. Add a
+-- A superuser (CREATE ROLE … REPLICATION needs one) runs this script after `dinnerbell setup`. Add a
 -- password, and replace these names where your configuration has others.
 -- dinnerbell's own tests run with exactly these statements.
 
